@@ -1,0 +1,10 @@
+"""What ComfyUI loads. Nothing is imported, and nothing of ComfyUI's touched, before it asks for the nodes."""
+
+WEB_DIRECTORY = "./web"
+
+
+async def comfy_entrypoint():
+    """The V3 entry point: the pack's nodes."""
+    from .dode_nodes.hosts.comfy import DodeExtension
+
+    return DodeExtension()

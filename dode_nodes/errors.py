@@ -1,0 +1,13 @@
+"""Everything this package raises on purpose."""
+
+
+class DodeError(ValueError):
+    """What was wrong with the input or the model's answer, and what to do about it."""
+
+
+class IneligibleSampler(DodeError):
+    """A sampler that cannot be distilled (or cannot teach); the message says which condition failed."""
+
+
+class TableError(DodeError):
+    """A λ table's file or content is unusable; the message names the file and the reason."""

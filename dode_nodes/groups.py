@@ -1,0 +1,183 @@
+"""Latents in groups and micro-batches, and the one place where the network is evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, DenoiserProxy
+from .errors import DodeError
+
+ExtraArgs = dict[str, Any] | Callable[[Tensor], dict[str, Any]] | None
+"""The model's keyword arguments, or a function that gives them for the latents' indices."""
+
+
+class Progress(NamedTuple):
+    """What a long run tells after each network evaluation.
+
+    ``done`` and ``total`` count evaluations of one latent each; ``total`` grows if a search for a
+    harmless λ turns out to be needed. ``denoised`` is the network's last output, for a preview.
+    """
+
+    stage: str
+    done: int
+    total: int
+    denoised: Tensor
+
+
+@dataclass(frozen=True)
+class Group:
+    """Latents that share a model and conditioning.
+
+    Attributes:
+        model: a denoiser in k-diffusion's convention.
+        x: initial states at sigmas[0], ``[B, C, *spatial]``.
+        extra_args: the model's keyword arguments for the whole group; or, where they differ from
+            latent to latent, a function of the latents' indices (``[m]``, int64) within the group.
+    """
+
+    model: Denoiser
+    x: Tensor
+    extra_args: ExtraArgs = None
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Latents that are evaluated together: a slice of a group."""
+
+    group: Group
+    indices: Tensor
+    numbers: Tensor  # the latents' numbers over all groups
+    x: Tensor = field(repr=False)
+
+    def extra_args(self) -> dict[str, Any]:
+        """Fresh arguments for one run: samplers may write into them."""
+        args = self.group.extra_args
+        return _fresh(args(self.indices) if callable(args) else args or {})
+
+
+def _fresh(value: Any) -> Any:
+    """New containers, the same leaves."""
+    if isinstance(value, dict):
+        return {key: _fresh(item) for key, item in value.items()}
+    return [_fresh(item) for item in value] if isinstance(value, list) else value
+
+
+def as_groups(model: Denoiser | Sequence[Group], x: Tensor | None, extra_args: ExtraArgs) -> list[Group]:
+    """``distill``'s first arguments as groups, validated."""
+    if callable(model):
+        if x is None:
+            raise DodeError(
+                "x is missing: give the initial latents, or a list of groups in the model's place"
+            )
+        groups = [Group(model, x, extra_args)]
+    else:
+        groups = list(model)
+        if x is not None or extra_args is not None:
+            raise DodeError("with a list of groups, x and extra_args belong into the groups")
+    if not groups:
+        raise DodeError("there are no latents: the list of groups is empty")
+    for group in groups:
+        _check_latents(group.x)
+    if len({group.x.shape[1:] for group in groups}) > 1:
+        raise DodeError(f"the groups' latents differ in shape: {[tuple(g.x.shape) for g in groups]}")
+    return groups
+
+
+def _check_latents(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
+        raise DodeError("x must be a floating-point tensor of shape [batch, channels, *spatial]")
+    if x.numel() == 0:
+        raise DodeError(f"x has no elements: its shape is {tuple(x.shape)}")
+    if not x.isfinite().all():
+        raise DodeError("x contains NaN or infinite values")
+
+
+def micro_batches(
+    groups: Sequence[Group], size: int | None, only: Sequence[int] | None = None
+) -> list[MicroBatch]:
+    """The groups' latents in slices of at most ``size``; with ``only``, just those numbers."""
+    if size is not None and size < 1:
+        raise DodeError(f"micro_batch must be at least 1, got {size}")
+    wanted = None if only is None else set(only)
+    batches, first = [], 0
+    for group in groups:
+        indices = torch.tensor(
+            [i for i in range(len(group.x)) if wanted is None or first + i in wanted], dtype=torch.int64
+        )
+        for part in indices.split(size or max(len(indices), 1)):
+            if len(part):
+                batches.append(MicroBatch(group, part, part + first, group.x[part.to(group.x.device)]))
+        first += len(group.x)
+    return batches
+
+
+def count_latents(groups: Sequence[Group]) -> int:
+    return sum(len(group.x) for group in groups)
+
+
+def held_out(groups: Sequence[Group]) -> list[int]:
+    """Numbers of the latents that λ is not fitted on: max(1, ⌊B/4⌋) over all groups; none of one."""
+    total = count_latents(groups)
+    if total < 2:
+        return []
+    last = [sum(len(g.x) for g in groups[: i + 1]) - 1 for i in range(len(groups))]
+    from_the_end = [
+        last[i] - back
+        for back in range(max(len(g.x) for g in groups))
+        for i, group in reversed(list(enumerate(groups)))
+        if back < len(group.x)
+    ]
+    return sorted(from_the_end[: max(1, total // 4)])
+
+
+class Evaluator:
+    """Evaluates networks: counts, reports progress, and stops at the first NaN."""
+
+    def __init__(
+        self, progress: Callable[[Progress], None] | None = None, *, done: int = 0, total: int = 0
+    ) -> None:
+        self._progress = progress
+        self.done = done
+        self.total = total
+
+    def on(self, batch: MicroBatch, stage: str) -> Denoiser:
+        """The micro-batch's denoiser, watched."""
+        return _Watched(self, batch.group.model, stage)
+
+    def count(self, stage: str, sigma: Tensor, denoised: Tensor) -> None:
+        if not denoised.isfinite().all():
+            raise DodeError(
+                f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} ({stage}). "
+                "Nothing was saved. A model in half precision may need fp32 or bf16"
+            )
+        self.done += len(denoised)
+        if self._progress is not None:
+            self._progress(Progress(stage, self.done, max(self.total, self.done), denoised))
+
+
+class _Watched(DenoiserProxy):
+    def __init__(self, evaluator: Evaluator, model: Denoiser, stage: str) -> None:
+        super().__init__(model)
+        self._evaluator = evaluator
+        self._stage = stage
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        denoised = self._model(x, sigma, **extra_args)
+        self._evaluator.count(self._stage, sigma, denoised)
+        return denoised
+
+
+def root_mean_square(error: Tensor) -> float:
+    """√(mean of squares) over everything, in float64 (on the CPU: not every device has float64)."""
+    return float(error.detach().cpu().double().square().mean().sqrt())
+
+
+def in_order(batches: Sequence[MicroBatch], parts: Sequence[Tensor]) -> Tensor:
+    """One tensor per micro-batch, ``[m, …]``, as one for all latents, in the latents' order."""
+    order = torch.cat([batch.numbers for batch in batches]).argsort()
+    return torch.cat(list(parts))[order]

@@ -1,0 +1,84 @@
+"""Safetensors files of small arrays and JSON: read with suspicion, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import stat
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from .errors import TableError
+
+MAX_BYTES = 16 * 2**20
+"""No table comes near this; a file beyond it is not read."""
+
+
+def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Tensors and metadata of a safetensors file. Nothing in it is executed.
+
+    Raises:
+        TableError: there is no such regular file, it is too large, or it is not safetensors.
+    """
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            raise TableError(f"{path}: not a file")
+        if status.st_size > MAX_BYTES:
+            raise TableError(f"{path}: {status.st_size} bytes; a table has at most {MAX_BYTES}")
+        with safe_open(path, framework="numpy") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise TableError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise TableError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # unknown dtypes raise the latter
+        raise TableError(f"{path}: truncated, or not a safetensors file: {error}") from error
+
+
+def write(
+    path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], *, overwrite: bool
+) -> None:
+    """Save whole or not at all: a full disk or a crash leaves no part of a file behind.
+
+    Raises:
+        TableError: the file exists and ``overwrite`` is false, or cannot be written.
+    """
+    try:
+        if path.exists() and not overwrite:
+            raise TableError(f"{path}: exists already, and nothing is overwritten unasked")
+        content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, dict(metadata))
+        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
+        try:
+            with open(part, "xb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(part, path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise TableError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
+def parse_json(text: str, path: Path) -> Any:
+    """Strict JSON: no NaN, no endless nesting.
+
+    Raises:
+        TableError: it is not that.
+    """
+    try:
+        return json.loads(text, parse_constant=_no_constants)
+    except (ValueError, RecursionError) as error:
+        raise TableError(f"{path}: its metadata is not valid JSON: {error}") from error
+
+
+def _no_constants(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")

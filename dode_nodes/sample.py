@@ -1,0 +1,118 @@
+"""Sampling with λ: a k-diffusion sampler like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .denoiser import Denoiser, DodeDenoiser
+from .errors import DodeError
+from .probe import check_sigmas, solver_name
+from .solvers import Sampler, resolve
+from .table import LambdaRow
+
+
+def sample_dode(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor | np.ndarray,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    row: LambdaRow | None = None,
+    solver: str | Sampler | None = None,
+    interpolate: bool = False,
+) -> Tensor:
+    """Run a solver with the weights of a row: its D-variant, at the cost of the solver itself.
+
+    Args:
+        model: the denoiser, ``model(x, sigma[B], **extra_args) -> denoised``.
+        x: the state at sigmas[0], ``[B, C, *spatial]``.
+        sigmas: the row's schedule (``row.sigmas`` will do), or a part of it (img2img): weights are
+            found by σ. A part's first evaluation has no predecessor and is not corrected. One σ or
+            none returns x.
+        callback: called once a step by the solver, with x, i, sigma, sigma_hat and denoised.
+        row: the weights; without one, the plain solver runs.
+        solver: needed where the row was distilled on a callable (or there is no row; then euler).
+        interpolate: let a row of λ serve another schedule: λ between the row's σ is interpolated in
+            log σ. For solvers with one evaluation a step.
+
+    Returns:
+        The state at sigmas[-1].
+
+    Raises:
+        DodeError: the row does not serve these sigmas, this solver or this number of channels.
+    """
+    if len(sigmas) < 2:
+        return x
+    if isinstance(sigmas, np.ndarray):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sigmas = torch.as_tensor(sigmas, dtype=dtype, device=x.device)
+    check_sigmas(sigmas)
+    if row is None:
+        run, options, denoiser = resolve(solver or "euler"), {}, model
+    else:
+        run, options = _solver_of(row, solver), dict(row.solver_options)
+        _check_channels(row, x)
+        serving, step = _serving(row, sigmas, interpolate)
+        denoiser = DodeDenoiser(
+            model,
+            serving.corrections,
+            serving.prediction,
+            first=serving.first_evaluation(step),
+            told_sigmas=serving.told_sigmas,
+        )
+    return run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+
+
+def _solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
+    if solver is None and row.is_callable:
+        raise DodeError(f"this row was distilled on a function of yours, {row.solver}: give it as solver=")
+    if solver is not None and solver_name(solver) != row.solver:
+        raise DodeError(f"this row is for the solver '{row.solver}', not '{solver_name(solver)}'")
+    return resolve(row.solver if solver is None else solver)
+
+
+def _check_channels(row: LambdaRow, x: Tensor) -> None:
+    if row.channels not in (None, x.shape[1]):
+        raise DodeError(f"this row has weights for {row.channels} channels, the latent has {x.shape[1]}")
+
+
+def _serving(row: LambdaRow, sigmas: Tensor, interpolate: bool) -> tuple[LambdaRow, int]:
+    """A row whose schedule has these sigmas, and the step that they begin at."""
+    match = row.find(sigmas)
+    if match.row is not None:
+        return match.row, match.step
+    if not interpolate:
+        raise DodeError(f"this row does not serve these sigmas: {match.why}")
+    return interpolated(row, sigmas), 0
+
+
+def interpolated(row: LambdaRow, sigmas: Tensor) -> LambdaRow:
+    """The row with its λ carried over to another schedule, linearly in log σ; constant beyond its ends.
+
+    Raises:
+        DodeError: the row has several evaluations a step, weights over the history, or a told σ.
+    """
+    if row.form != "lambda" or row.told_sigmas is not None or set(row.evaluations) != {1}:
+        raise DodeError("only λ of solvers with one evaluation a step can be interpolated")
+    asked = sigmas.detach().cpu().double().numpy()
+    if asked[-1] != 0:
+        asked = np.append(asked, 0.0)
+    known = np.log(row.sigmas[1:-1][::-1])  # the first evaluation's λ has no effect: leave it out
+    if not len(known):
+        raise DodeError("a row of one step has no λ to interpolate")
+    columns = row.weights.reshape(row.nfe, -1)[1:][::-1].T
+    lambdas = np.stack([np.interp(np.log(asked[:-1]), known, column) for column in columns], axis=-1)
+    return replace(
+        row,
+        sigmas=asked,
+        evaluations=(1,) * (len(asked) - 1),
+        weights=lambdas.reshape(len(asked) - 1, *row.weights.shape[1:]),
+    )
