@@ -1,0 +1,1 @@
+"""Adapters to the programs that host the library, one package each."""

@@ -1,0 +1,54 @@
+"""What the nodes share: the table's type, the category, and inputs that mean the same everywhere."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from . import samplers
+
+CATEGORY = "sampling/D-ODE"
+Table = io.Custom("LAMBDA_TABLE")
+
+
+def table_input() -> io.Input:
+    """The λ table socket."""
+    return Table.Input("table", tooltip="The λ table: from Load λ table or Distill λ.")
+
+
+def solver_filter() -> io.Input:
+    """Which of a table's rows to look at."""
+    return io.Combo.Input(
+        "solver",
+        options=[samplers.ANY, *samplers.student_names()],
+        default=samplers.ANY,
+        tooltip="Use only the table's rows for this solver. 'any' takes, of the rows that fit, the one "
+        "with the smallest error on latents that λ was not fitted on.",
+    )
+
+
+def cfg_input(default: float = 7.0) -> io.Input:
+    """Classifier-free guidance."""
+    return io.Float.Input(
+        "cfg",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Classifier-free guidance scale. λ depends on it: distil at the scale you sample with.",
+    )
+
+
+def seed_input(tooltip: str) -> io.Input:
+    """A noise seed."""
+    return io.Int.Input(
+        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+    )
+
+
+def conditioning_inputs() -> list[io.Input]:
+    """Positive and negative."""
+    return [
+        io.Conditioning.Input("positive", tooltip="What the picture should show."),
+        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
+    ]

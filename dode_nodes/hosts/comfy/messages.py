@@ -1,0 +1,23 @@
+"""Words for the person in front of the graph: on the node, and in the log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable
+
+
+def show_text(node_id: str | None, text: str) -> None:
+    """Show a line on a node."""
+    module = sys.modules.get("server")  # not loaded where ComfyUI is used as a library
+    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    if server is not None and node_id is not None:
+        server.send_progress_text(text, node_id)
+
+
+def remark(node_id: str | None, remarks: Iterable[str]) -> None:
+    """Warn in the log, and show the remarks on the node as one line."""
+    text = "; ".join(remarks)
+    if text:
+        logging.warning("D-ODE: %s", text)
+        show_text(node_id, text)

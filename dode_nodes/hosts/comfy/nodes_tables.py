@@ -1,0 +1,72 @@
+"""The nodes that load and show λ tables."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io, ui
+
+from ... import plots
+from ...summary import table_text
+from ...table import LambdaTable
+from . import tables
+from .common import CATEGORY, Table, table_input
+from .pictures import to_image
+
+
+class LoadLambdas(io.ComfyNode):
+    """Load a λ table from the lambdas folders."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="DODE_LoadLambdas",
+            display_name="Load λ table",
+            category=CATEGORY,
+            description="Loads a λ table. New files show after a refresh (R).",
+            inputs=[
+                io.Combo.Input(
+                    "name",
+                    options=tables.names(),
+                    tooltip="A file of the lambdas folders. A λ table belongs to the model it was made for.",
+                )
+            ],
+            outputs=[Table.Output("table", display_name="table", tooltip="The λ table.")],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, name: str) -> str:
+        """Load again when the file changed."""
+        return tables.stamp(name)
+
+    @classmethod
+    def execute(cls, name: str) -> io.NodeOutput:
+        """Load."""
+        return io.NodeOutput(tables.load(name))
+
+
+class InspectLambdas(io.ComfyNode):
+    """Show a λ table as a picture and as text."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="DODE_InspectLambdas",
+            display_name="Inspect λ table",
+            category=CATEGORY,
+            description="Shows what is in a λ table: λ over σ, errors against stock, and how it was made.",
+            is_output_node=True,
+            inputs=[table_input()],
+            outputs=[
+                io.Image.Output("report", display_name="report", tooltip="λ over σ, and the error per step."),
+                io.String.Output(
+                    "summary", display_name="summary", tooltip="The table in words and numbers."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, table: LambdaTable) -> io.NodeOutput:
+        """Draw and describe."""
+        report = to_image(plots.report_figure(table))
+        return io.NodeOutput(report, table_text(table), ui=ui.PreviewImage(report, cls=cls))

@@ -1,0 +1,181 @@
+"""D-ODE samplers as ComfyUI runs them: as a SAMPLER, and inside a patched MODEL."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...denoiser import DodeDenoiser
+from ...errors import DodeError
+from ...sample import sample_dode
+from ...solvers import Sampler, resolve
+from ...table import LambdaRow, LambdaTable, Match
+from .facts import check_model
+from .messages import remark
+from .rows import usage_remarks
+from .samplers import ANY, same_function
+
+_KEY = "dode_nodes"
+_RUN = "dode_nodes_run"
+
+Row = Callable[[torch.Tensor], LambdaRow]
+
+
+def dode_sampler(table: LambdaTable, solver: str, node_id: str | None = None) -> comfy.samplers.KSAMPLER:
+    """A SAMPLER that looks its row up when the σ arrive.
+
+    Args:
+        table: the λ.
+        solver: only rows of this solver, or ``"any"``.
+        node_id: where remarks are shown.
+    """
+
+    def sample_dode_row(
+        model: comfy.samplers.KSamplerX0Inpaint,
+        x: torch.Tensor,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any] | None = None,
+        callback: Callable[[dict[str, Any]], None] | None = None,
+        disable: bool | None = None,
+    ) -> torch.Tensor:
+        guider = model.inner_model
+        remarks = check_model(table, guider.model_patcher)
+        if len(sigmas) < 2:
+            return x
+        row = matching_row(table, sigmas, solver)
+        remark(node_id, [*remarks, *usage_remarks(row, getattr(guider, "cfg", None), x)])
+        return sample_dode(model, x, sigmas, extra_args, callback, disable, row=row)
+
+    sampler = comfy.samplers.KSAMPLER(sample_dode_row)
+    sampler.brings_lambda = True
+    return sampler
+
+
+def matching_row(table: LambdaTable, sigmas: torch.Tensor, solver: str) -> LambdaRow:
+    """The table's row for these σ.
+
+    Raises:
+        DodeError: there is none; says why, what the table has, and what to do.
+    """
+    match = table.match(sigmas, solver=None if solver == ANY else solver)
+    if match.row is None:
+        raise DodeError(f"{match.why}. Take the σ from 'D-ODE sigmas', or distil λ for this schedule")
+    return match.row
+
+
+def stock_sampler(row: LambdaRow) -> comfy.samplers.KSAMPLER:
+    """The plain solver of a row."""
+    return comfy.samplers.KSAMPLER(resolve(row.solver), dict(row.solver_options))
+
+
+def apply_to_model(model: ModelPatcher, table: LambdaTable, solver: str, node_id: str | None) -> ModelPatcher:
+    """A model on which every sampler that matches a row samples as its D-variant.
+
+    A run's state lives in that run's own options: nothing is global, nothing outlasts the run.
+    """
+
+    def around_sampler(
+        executor: comfy.patcher_extension.WrapperExecutor,
+        guider: comfy.samplers.CFGGuider,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if getattr(executor.class_obj, "brings_lambda", False):
+            remark(node_id, ["a D-ODE node samples this model with its own λ: the model's are left out"])
+            return executor(guider, sigmas, extra_args, *args, **kwargs)
+        match = _match_run(executor.class_obj, sigmas, table, solver)
+        if match.row is None:
+            remark(node_id, [f"λ is not applied, this samples as stock: {match.why}"])
+            return executor(guider, sigmas, extra_args, *args, **kwargs)
+        row = match.row
+        noise = args[1] if len(args) > 1 else kwargs["noise"]
+        remark(node_id, usage_remarks(row, getattr(guider, "cfg", None), noise))
+        if row.channels not in (None, noise.shape[1]):
+            raise DodeError(
+                f"this row has weights for {row.channels} channels, the latent has {noise.shape[1]}"
+            )
+        options = extra_args["model_options"] | {_RUN: _Run(row, row.first_evaluation(match.step))}
+        return executor(guider, sigmas, extra_args | {"model_options": options}, *args, **kwargs)
+
+    def around_prediction(
+        executor: comfy.patcher_extension.WrapperExecutor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        model_options: dict[str, Any] | None = None,
+        seed: int | None = None,
+    ) -> torch.Tensor:
+        model_options = model_options or {}
+        run = model_options.get(_RUN)
+        if run is None:
+            return executor(x, timestep, model_options, seed)
+        return run.denoise(lambda x, sigma: executor(x, sigma, model_options, seed), x, timestep)
+
+    patched = model.clone()
+    for kind, wrapper in (
+        (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, around_sampler),
+        (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, around_prediction),
+    ):
+        patched.remove_wrappers_with_key(kind, _KEY)  # a second Apply replaces the first: λ is applied once
+        patched.add_wrapper_with_key(kind, _KEY, wrapper)
+    return patched
+
+
+def is_applied(model: ModelPatcher) -> bool:
+    """Whether 'Apply λ to model' was used on this model."""
+    return bool(model.get_wrappers(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, _KEY))
+
+
+class _Run:
+    """The corrections of one run, and the outputs that they refer to."""
+
+    def __init__(self, row: LambdaRow, first: int) -> None:
+        self._model: Callable[..., torch.Tensor] | None = None
+        self._denoiser = DodeDenoiser(
+            self._evaluate, row.corrections, row.prediction, first=first, told_sigmas=row.told_sigmas
+        )
+
+    def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self._model(x, sigma)
+
+    def denoise(
+        self, model: Callable[..., torch.Tensor], x: torch.Tensor, sigma: torch.Tensor
+    ) -> torch.Tensor:
+        self._model = model
+        return self._denoiser(x, sigma)
+
+
+def _is_solver_of(row: LambdaRow, function: Sampler) -> bool:
+    try:
+        return same_function(resolve(row.solver), function)
+    except DodeError:  # a solver that this ComfyUI does not have, or a callable's name
+        return False
+
+
+def _match_run(
+    sampler: comfy.samplers.Sampler, sigmas: torch.Tensor, table: LambdaTable, solver: str
+) -> Match:
+    """The row whose solver, options and σ are those of the run that begins."""
+    function = getattr(sampler, "sampler_function", None)
+    if function is None:
+        return Match(None, None, "this sampler is not one of ComfyUI's functions")
+    rows = [
+        row
+        for row in table.rows
+        if solver in (ANY, row.solver)
+        and _is_solver_of(row, function)
+        and dict(row.solver_options) == sampler.extra_options
+    ]
+    if not rows:
+        name = getattr(function, "__name__", "this sampler").removeprefix("sample_")
+        return Match(
+            None, None, f"the table has no row for {name} with these options. It has: {table.contents()}"
+        )
+    return LambdaTable(rows).match(sigmas)
