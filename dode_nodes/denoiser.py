@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from .errors import DodeError
@@ -24,6 +25,9 @@ Denoiser = Callable[..., Tensor]
 """k-diffusion's convention: ``model(x, sigma[B], **extra_args) -> denoised``."""
 
 PREDICTIONS = ("noise", "data")
+
+MAX_EVALUATIONS = 256
+"""Of a run with weights: their triangle, expanded per channel, must fit memory whatever a file says."""
 
 
 def dode_corrections(lambdas: np.ndarray) -> np.ndarray:
@@ -50,9 +54,30 @@ def history_corrections(weights: np.ndarray) -> np.ndarray:
     return weights
 
 
+def rest_of(corrections: np.ndarray, first: int) -> np.ndarray:
+    """The triangle for a run that begins at evaluation ``first``.
+
+    The outputs before it are missing. What they would have weighed goes to the oldest output there is,
+    so that every row keeps its sum.
+    """
+    rest = corrections[first:, first:].copy()
+    rest[:, 0] += corrections[first:, :first].sum(axis=1)
+    return rest
+
+
 def over_latent(value: Tensor, x: Tensor) -> Tensor:
     """Append axes to a value per latent, ``[B]``, until it broadcasts over ``x``, ``[B, C, *spatial]``."""
     return value.reshape(value.shape + (1,) * (x.ndim - value.ndim))
+
+
+class EndOfRun(BaseException):
+    """How a denoiser of ours ends the run of the sampler that asks it, at the state it asks about.
+
+    Not an error, and not an ``Exception``: a sampler that handles those must let it pass.
+    """
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
 
 
 class DenoiserProxy:
@@ -61,7 +86,7 @@ class DenoiserProxy:
     Samplers of the hosts look behind the call: ``model.inner_model``, …
     """
 
-    def __init__(self, model: Denoiser) -> None:
+    def __init__(self, model: Denoiser | None) -> None:
         self._model = model
 
     def __getattr__(self, name: str) -> Any:
@@ -80,8 +105,7 @@ class DodeDenoiser(DenoiserProxy):
         corrections: the triangle c, ``[E, E]`` or per channel ``[E, E, C]``.
         prediction: what an output o is, ``"noise"`` or ``"data"``.
         first: number of the evaluation that this run begins with, when it samples the rest of a
-            schedule. Earlier outputs are missing then; the weight they would have had goes to the
-            oldest output there is, so that the sum over the row stays what it was.
+            schedule (see ``rest_of``).
         told_sigmas: ``[E]``, the σ′ to tell the network in place of the σ it is asked at.
     """
 
@@ -95,67 +119,63 @@ class DodeDenoiser(DenoiserProxy):
         told_sigmas: np.ndarray | None = None,
     ) -> None:
         super().__init__(model)
-        self._corrections = corrections
+        self._corrections = rest_of(corrections, first)
         self._noise = prediction == "noise"
-        self._first = self._next = first
-        self._told_sigmas = told_sigmas
+        self._told_sigmas = None if told_sigmas is None else told_sigmas[first:]
         self._outputs: dict[int, Tensor] = {}  # o_j, of the evaluations that a later one refers to
+        self._last_use = [_last_nonzero(column) for column in np.moveaxis(self._corrections, 1, 0)]
+        self._next = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         k = self._next
         if k >= len(self._corrections):
             raise DodeError(
-                f"the sampler asked for network evaluation {k + 1}, but there are weights for "
-                f"{len(self._corrections)}: it does not ask the σ that it was distilled on"
+                f"the sampler asks the network more often than the {k} times that there are weights for: "
+                "it does not take the steps that it was distilled on"
             )
         self._next += 1
         if self._told_sigmas is None:
             denoised = self._model(x, sigma, **extra_args)
         else:
-            denoised = self._denoised_told(k, x, sigma, extra_args)
-        if not self._corrections[self._first :].any():
+            denoised = self._denoised_told(float(self._told_sigmas[k]), x, sigma, extra_args)
+
+        corrected, referred_to = self._corrections[k].any(), self._last_use[k] > k
+        if not corrected and not referred_to:
             return denoised
 
         output = (x - denoised) / over_latent(sigma, x) if self._noise else denoised
-        correction = self._correction(k, output)
-        self._remember(k, output)
-        if correction is None:
-            return denoised
-        return denoised - over_latent(sigma, x) * correction if self._noise else denoised + correction
-
-    def _denoised_told(self, k: int, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
-        """D for which (x − D)/σ is the noise that the network sees at σ′."""
-        told = sigma.new_full(sigma.shape, float(self._told_sigmas[k]))
-        denoised = self._model(x, told, **extra_args)
-        return x - over_latent(sigma / told, x) * (x - denoised)
-
-    def _correction(self, k: int, output: Tensor) -> Tensor | None:
-        """ô_k − o_k = (Σ_j c_kj) o_k + Σ_j c_kj (o_j − o_k); None where it is zero."""
-        row = self._corrections[k, : k + 1]
-        oldest = self._first
-        weights = {j: row[j] for j in range(oldest, k)}
-        if oldest < k:
-            weights[oldest] = row[: oldest + 1].sum(axis=0)  # the missing ones' weight, too
-        terms = [
-            self._factor(w, output) * (self._outputs[j] - output) for j, w in weights.items() if np.any(w)
-        ]
-        excess = row.sum(axis=0)
-        if np.any(excess):
-            terms.append(self._factor(excess, output) * output)
-        return sum(terms[1:], start=terms[0]) if terms else None
-
-    def _remember(self, k: int, output: Tensor) -> None:
-        """Keep what later evaluations refer to, forget the rest."""
+        if corrected:
+            correction = self._correction(k, output)
+            if self._noise:
+                correction = -over_latent(sigma, x) * correction
+            # A σ of more bits than x must not widen the state of the sampler.
+            denoised = (denoised + correction).to(torch.promote_types(x.dtype, denoised.dtype))
         self._outputs[k] = output
-        later = self._corrections[k + 1 :]
-        for j in list(self._outputs):
-            needed = later[:, : j + 1] if j == self._first else later[:, j]
-            if not needed.any():
-                del self._outputs[j]
+        self._outputs = {j: o for j, o in self._outputs.items() if self._last_use[j] > k}
+        return denoised
 
-    @staticmethod
-    def _factor(weight: np.ndarray, output: Tensor) -> float | Tensor:
-        """A weight as a number, or per channel as ``[1, C, 1, …]``."""
-        if weight.ndim == 0:
-            return float(weight)
-        return output.new_tensor(weight).reshape(1, -1, *(1,) * (output.ndim - 2))
+    def _denoised_told(self, told: float, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
+        """D for which (x − D)/σ is the noise that the network sees at σ′."""
+        denoised = self._model(x, torch.full_like(sigma, told), **extra_args)
+        return (x - over_latent(sigma / told, x) * (x - denoised)).to(x.dtype)
+
+    def _correction(self, k: int, output: Tensor) -> Tensor:
+        """ô_k − o_k = Σ_j<k c_kj (o_j − o_k) + (Σ_j c_kj) o_k; D-ODE's last sum is 0."""
+        row = self._corrections[k]
+        terms = [_factor(row[j], output) * (self._outputs[j] - output) for j in range(k) if np.any(row[j])]
+        if np.any(total := row.sum(axis=0)):
+            terms.append(_factor(total, output) * output)
+        return sum(terms[1:], start=terms[0])
+
+
+def _last_nonzero(column: np.ndarray) -> int:
+    """The last evaluation that one output weighs in; −1 for none. ``[E]`` or ``[E, C]``."""
+    used = np.flatnonzero(column.reshape(len(column), -1).any(axis=1))
+    return int(used[-1]) if len(used) else -1
+
+
+def _factor(weight: np.ndarray, output: Tensor) -> float | Tensor:
+    """A weight as a number, or per channel as ``[1, C, 1, …]``."""
+    if weight.ndim == 0:
+        return float(weight)
+    return output.new_tensor(weight).reshape(1, -1, *(1,) * (output.ndim - 2))

@@ -4,38 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import PREDICTIONS, Denoiser, DodeDenoiser
+from .denoiser import PREDICTIONS, Denoiser
 from .errors import DodeError
-from .greedy import fit_greedily
+from .greedy import Fit, fit_greedily
 from .groups import (
     Evaluator,
     ExtraArgs,
     Group,
-    MicroBatch,
     Progress,
     as_groups,
     count_latents,
     held_out,
-    in_order,
     micro_batches,
-    root_mean_square,
 )
 from .probe import Queries, probe_student, solver_name
+from .report import HeldOut, no_harm
 from .runs import Recording, Run
+from .sigmas import at_least_float32, check_schedules
 from .solvers import Sampler, resolve
-from .table import LambdaRow
-from .teacher import Targets, check_schedules, run_teacher
-
-SHRINKS = (0.75, 0.5, 0.25)
-"""What λ is multiplied by, in turn, where the whole of it does harm on the held-out latents."""
+from .table import LambdaRow, json_object
+from .teacher import Targets, run_teacher
 
 
 def distill(
@@ -69,7 +63,8 @@ def distill(
             keyword arguments.
         prediction: what an output is: ``"noise"``, (x − D)/σ, or ``"data"``, D.
         teacher: the sampler to follow, with ``scale`` steps per student step (the paper's C).
-        targets: the states of ``run_teacher``, to distil several students from one teacher.
+        targets: the states of ``run_teacher``, to distil several students from one teacher; teacher,
+            scale and flow are then its.
         micro_batch: how many latents to evaluate at a time; the λ are the same, to rounding.
         extra_args: the model's keyword arguments, or a function of the latents' indices.
         flow: let the teacher measure steps in σ, not in log σ. None: where sigmas begins at σ ≤ 1.
@@ -84,16 +79,18 @@ def distill(
     check_schedules([sigmas])
     if prediction not in PREDICTIONS:
         raise DodeError(f"prediction must be one of {PREDICTIONS}, not {prediction!r}")
-    options = dict(solver_options or {})
-    run = Run(resolve(solver), sigmas.detach().clone(), options)
-    queries = probe_student(run.solver, sigmas, model=groups[0].model, options=options)
-    student_cost = len(queries.sigmas) * (count_latents(groups) + len(held_out(groups)))
+    options = dict(json_object(solver_options or {}, "solver_options"))
+    settings = _settings(groups) | dict(json_object(settings or {}, "settings"))
+    run = Run(resolve(solver), at_least_float32(sigmas.detach()).clone(), options)
+    queries = probe_student(run.solver, run.sigmas, model=groups[0].model, options=options)
+    held = held_out(groups)
+    student_cost = len(queries.sigmas) * (count_latents(groups) + len(held))
     if targets is None:
         targets = run_teacher(
             groups,
             None,
-            [sigmas],
-            solvers=solver,
+            [run.sigmas],
+            solvers=run.solver,
             solver_options=options,
             teacher=teacher,
             scale=scale,
@@ -107,49 +104,51 @@ def distill(
         already = 0
     evaluator = Evaluator(progress, done=already, total=already + student_cost)
 
-    held = held_out(groups)
-    batches, checked = micro_batches(groups, micro_batch), micro_batches(groups, micro_batch, only=held)
-    recordings = [Recording(run, batch, prediction) for batch in batches]
-    denoisers = [evaluator.on(batch, "student") for batch in batches]
+    recordings = [Recording(run, batch, prediction) for batch in micro_batches(groups, micro_batch)]
+    denoisers = [evaluator.on(recording.batch, "student") for recording in recordings]
     fit = fit_greedily(recordings, denoisers, queries, targets, held)
-    spent = {"teacher": targets.evaluations, "student": evaluator.done - already}
 
     lambdas = np.array([theta[0] if len(theta) else 0.0 for theta in fit.coefficients])
-    report: dict[str, Any] = {
-        "fitted_latents": count_latents(groups) - len(held),
+    spent = {"teacher": targets.evaluations, "student": evaluator.done - already}
+    report = _report_of_fit(fit, count_latents(groups), held, targets)
+    if held:
+        checked = micro_batches(groups, micro_batch, only=held)
+        verdict = no_harm(
+            HeldOut(run, queries, prediction, targets, checked, evaluator), fit.corrections, recordings
+        )
+        lambdas *= verdict.shrunk_to
+        report |= verdict.to_json()
+        spent |= verdict.evaluations
+    return LambdaRow(
+        solver=solver_name(solver),
+        sigmas=run.sigmas.cpu().double().numpy(),
+        evaluations=queries.per_step,
+        weights=lambdas,
+        prediction=prediction,
+        solver_options=options,
+        settings={"teacher": targets.teacher, "scale": targets.scale} | settings,
+        report=report | {"evaluations": spent},
+    )
+
+
+def _report_of_fit(fit: Fit, latents: int, held: Sequence[int], targets: Targets) -> dict[str, Any]:
+    return {
+        "fitted_latents": latents - len(held),
         "held_out_latents": len(held),
         "checked": bool(held),
         "teacher_error": targets.own_error,
         "lambda_standard_error": [_number(e[0]) if len(e) else None for e in fit.standard_errors],
         "undetermined": fit.undetermined,
     }
-    if held:
-        check = _Check(run, queries, prediction, checked, targets, evaluator)
-        verdict = check.no_harm(fit.corrections, recordings)
-        lambdas = lambdas * verdict.shrunk_to
-        report |= {"error": verdict.errors, "shrunk_to": verdict.shrunk_to}
-        spent |= verdict.evaluations
-    return LambdaRow(
-        solver=solver_name(solver),
-        sigmas=sigmas.detach().cpu().double().numpy(),
-        evaluations=queries.per_step,
-        weights=lambdas,
-        prediction=prediction,
-        solver_options=options,
-        settings=_settings(groups, targets) | (settings or {}),
-        report=report | {"evaluations": spent},
-    )
 
 
-def _settings(groups: Sequence[Group], targets: Targets) -> dict[str, Any]:
+def _settings(groups: Sequence[Group]) -> dict[str, Any]:
     x = groups[0].x
     return {
         "latent_shape": list(x.shape[1:]),
         "dtype": str(x.dtype).removeprefix("torch."),
         "latents": count_latents(groups),
         "groups": len(groups),
-        "teacher": targets.teacher,
-        "scale": targets.scale,
     }
 
 
@@ -165,75 +164,3 @@ def _check_targets(targets: Targets, groups: Sequence[Group], queries: Queries) 
 
 def _number(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
-
-
-@dataclass(frozen=True)
-class _Verdict:
-    """How λ did on the held-out latents, what it was shrunk to, and what finding out cost."""
-
-    errors: dict[str, Any]
-    shrunk_to: float
-    evaluations: dict[str, int]
-
-
-@dataclass(frozen=True)
-class _Check:
-    """The held-out latents, and the teacher's states of them."""
-
-    run: Run
-    queries: Queries
-    prediction: str
-    batches: Sequence[MicroBatch]
-    targets: Targets
-    evaluator: Evaluator
-
-    def no_harm(self, corrections: np.ndarray, recordings: Sequence[Recording]) -> _Verdict:
-        """Compare with the plain solver; where λ does not help, shrink it to what helps most, or to 0."""
-        begun = self.evaluator.done
-        stock = self._errors_of_run(np.zeros_like(corrections), "stock solver")
-        spent = {"stock": self.evaluator.done - begun}
-        errors, shrunk_to = self._errors_of_recordings(corrections, recordings), 1.0
-        if not errors[-1] < stock[-1]:
-            begun = self.evaluator.done
-            self.evaluator.total += len(SHRINKS) * spent["stock"]
-            trials = [(self._errors_of_run(s * corrections, "shrinking λ"), s) for s in SHRINKS]
-            errors, shrunk_to = min([(stock, 0.0), *trials], key=lambda trial: trial[0][-1])
-            spent["shrinking"] = self.evaluator.done - begun
-        steps = {"stock": stock, "dode": errors, "stock_end": stock[-1], "dode_end": errors[-1]}
-        return _Verdict(steps, shrunk_to, spent)
-
-    def _starts(self) -> list[int | None]:
-        """The evaluation that begins each step but the first; None where a step has none of its own."""
-        firsts = accumulate(self.queries.per_step[:-1])
-        return [k if n else None for k, n in zip(firsts, self.queries.per_step[1:], strict=True)]
-
-    def _errors(self, states: dict[int, Tensor], end: Tensor) -> list[float | None]:
-        """RMS distance to the teacher after each step."""
-        numbers = torch.cat([batch.numbers for batch in self.batches]).sort().values
-
-        def error(state: Tensor, sigma: float) -> float:
-            return root_mean_square(state - self.targets.at(sigma)[numbers])
-
-        steps = [None if k is None else error(states[k], self.queries.sigmas[k]) for k in self._starts()]
-        return [*steps, error(end, 0.0)]
-
-    def _errors_of_run(self, corrections: np.ndarray, stage: str) -> list[float | None]:
-        wanted = [k for k in self._starts() if k is not None]
-        runs = [
-            self.run.trajectory(
-                DodeDenoiser(self.evaluator.on(batch, stage), corrections, self.prediction), batch, wanted
-            )
-            for batch in self.batches
-        ]
-        states = {k: in_order(self.batches, [states[k] for states, _ in runs]) for k in wanted}
-        return self._errors(states, in_order(self.batches, [end for _, end in runs]))
-
-    def _errors_of_recordings(
-        self, corrections: np.ndarray, recordings: Sequence[Recording]
-    ) -> list[float | None]:
-        batches = [recording.batch for recording in recordings]
-        held = torch.cat([batch.numbers for batch in self.batches]).sort().values
-        wanted = [k for k in self._starts() if k is not None]
-        states = {k: in_order(batches, [r.states[k] for r in recordings])[held] for k in wanted}
-        ends = in_order(batches, [recording.next_state(corrections) for recording in recordings])
-        return self._errors(states, ends[held])

@@ -29,7 +29,7 @@ class Progress(NamedTuple):
     denoised: Tensor
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Group:
     """Latents that share a model and conditioning.
 
@@ -45,13 +45,20 @@ class Group:
     extra_args: ExtraArgs = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MicroBatch:
-    """Latents that are evaluated together: a slice of a group."""
+    """Latents that are evaluated together: some of a group's.
+
+    Attributes:
+        group: theirs.
+        indices: theirs within the group, ``[m]``, int64.
+        numbers: theirs over all groups, ``[m]``, int64.
+        x: their initial states, ``[m, C, *spatial]``.
+    """
 
     group: Group
     indices: Tensor
-    numbers: Tensor  # the latents' numbers over all groups
+    numbers: Tensor
     x: Tensor = field(repr=False)
 
     def extra_args(self) -> dict[str, Any]:
@@ -68,7 +75,11 @@ def _fresh(value: Any) -> Any:
 
 
 def as_groups(model: Denoiser | Sequence[Group], x: Tensor | None, extra_args: ExtraArgs) -> list[Group]:
-    """``distill``'s first arguments as groups, validated."""
+    """``distill``'s first arguments as groups, validated.
+
+    Raises:
+        DodeError: they are not latents, or do not fit together.
+    """
     if callable(model):
         if x is None:
             raise DodeError(
@@ -76,7 +87,9 @@ def as_groups(model: Denoiser | Sequence[Group], x: Tensor | None, extra_args: E
             )
         groups = [Group(model, x, extra_args)]
     else:
-        groups = list(model)
+        groups = list(model) if isinstance(model, Sequence) else [model]
+        if not all(isinstance(group, Group) for group in groups):
+            raise DodeError("the model must be a function (x, sigma, **extra_args) or a list of Groups")
         if x is not None or extra_args is not None:
             raise DodeError("with a list of groups, x and extra_args belong into the groups")
     if not groups:
@@ -100,7 +113,11 @@ def _check_latents(x: Tensor) -> None:
 def micro_batches(
     groups: Sequence[Group], size: int | None, only: Sequence[int] | None = None
 ) -> list[MicroBatch]:
-    """The groups' latents in slices of at most ``size``; with ``only``, just those numbers."""
+    """The groups' latents, at most ``size`` of one group together; with ``only``, just those numbers.
+
+    Raises:
+        DodeError: the size is below 1.
+    """
     if size is not None and size < 1:
         raise DodeError(f"micro_batch must be at least 1, got {size}")
     wanted = None if only is None else set(only)
@@ -149,12 +166,8 @@ class Evaluator:
         """The micro-batch's denoiser, watched."""
         return _Watched(self, batch.group.model, stage)
 
-    def count(self, stage: str, sigma: Tensor, denoised: Tensor) -> None:
-        if not denoised.isfinite().all():
-            raise DodeError(
-                f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} ({stage}). "
-                "Nothing was saved. A model in half precision may need fp32 or bf16"
-            )
+    def count(self, stage: str, denoised: Tensor) -> None:
+        """Note an evaluation of ``len(denoised)`` latents, and tell."""
         self.done += len(denoised)
         if self._progress is not None:
             self._progress(Progress(stage, self.done, max(self.total, self.done), denoised))
@@ -168,7 +181,17 @@ class _Watched(DenoiserProxy):
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         denoised = self._model(x, sigma, **extra_args)
-        self._evaluator.count(self._stage, sigma, denoised)
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            what = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
+            raise DodeError(
+                f"the model must return the denoised latents, {tuple(x.shape)}; it returned {what}"
+            )
+        if not denoised.isfinite().all():
+            raise DodeError(
+                f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} "
+                f"({self._stage}). A model in half precision may need fp32 or bf16"
+            )
+        self._evaluator.count(self._stage, denoised)
         return denoised
 
 

@@ -14,12 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .denoiser import Denoiser, DenoiserProxy, DodeDenoiser
+from .denoiser import Denoiser, DenoiserProxy, DodeDenoiser, EndOfRun
 from .groups import MicroBatch
 from .solvers import Sampler
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Run:
     """A sampler over a schedule; every call gets fresh copies of all that samplers write into."""
 
@@ -58,24 +58,26 @@ class _NotingStates(DenoiserProxy):
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         if self._next in self._evaluations:
-            self.states[self._next] = x.detach().cpu().clone()
+            self.states[self._next] = _kept(x)
         self._next += 1
         return self._model(x, sigma, **extra_args)
 
 
 class Recording:
-    """One micro-batch's run, as far as its network outputs are recorded (on the CPU).
+    """One micro-batch's run, as far as it has been recorded.
 
     Attributes:
-        states: what each recorded evaluation asked about.
+        batch: the latents.
+        states: what each evaluation asked about, ``[m, C, *spatial]``, on the CPU.
+        denoised: what the network answered, as it was; the same.
     """
 
     def __init__(self, run: Run, batch: MicroBatch, prediction: str) -> None:
         self.batch = batch
         self.states: list[Tensor] = []
+        self.denoised: list[Tensor] = []
         self._run = run
         self._prediction = prediction
-        self._denoised: list[Tensor] = []
 
     def evaluate(self, model: Denoiser, corrections: np.ndarray) -> Tensor:
         """Ask the network about the next state and record its output.
@@ -87,45 +89,43 @@ class Recording:
         Returns:
             The state after, under this evaluation's row of c (see ``next_state``).
         """
-        return self._replay(corrections, _Tape(model, self, may_ask=True))
+        return self._replay(_Tape(self, model, asks=1), corrections)
 
     def next_state(self, corrections: np.ndarray) -> Tensor:
         """What the sampler asks about after the last recorded output, or its result, on the CPU."""
-        return self._replay(corrections, _Tape(self.batch.group.model, self, may_ask=False))
+        return self._replay(_Tape(self, self.batch.group.model, asks=0), corrections)
 
-    def _replay(self, corrections: np.ndarray, tape: _Tape) -> Tensor:
+    def _replay(self, tape: _Tape, corrections: np.ndarray) -> Tensor:
         try:
-            return self._run(DodeDenoiser(tape, corrections, self._prediction), self.batch).cpu()
-        except _Reached as reached:
-            return reached.x.cpu()
-
-
-class _Reached(Exception):
-    """The sampler asks about a state past the end of the record."""
-
-    def __init__(self, x: Tensor) -> None:
-        self.x = x
+            end = self._run(DodeDenoiser(tape, corrections, self._prediction), self.batch)
+        except EndOfRun as reached:
+            end = reached.x
+        return end.cpu()
 
 
 class _Tape(DenoiserProxy):
-    """Plays a recording; past its end it may ask the network once, then it ends the run."""
+    """Plays a recording. Past its end it asks the network, so many times, and records; then it ends the run."""
 
-    def __init__(self, model: Denoiser, recording: Recording, may_ask: bool) -> None:
+    def __init__(self, recording: Recording, model: Denoiser, asks: int) -> None:
         super().__init__(model)
         self._recording = recording
-        self._may_ask = may_ask
+        self._length = len(recording.denoised) + asks
         self._next = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        denoised = self._recording._denoised
         k = self._next
         self._next += 1
-        if k < len(denoised):
-            return denoised[k].to(x.device)
-        if not self._may_ask:
-            raise _Reached(x)
-        self._may_ask = False
-        output = self._model(x, sigma, **extra_args)
-        self._recording.states.append(x.detach().cpu().clone())
-        denoised.append(output.detach().cpu())
-        return output
+        if k == self._length:
+            raise EndOfRun(x)
+        recording = self._recording
+        if k < len(recording.denoised):
+            return recording.denoised[k].to(x.device, copy=True)  # a sampler may write into it
+        denoised = self._model(x, sigma, **extra_args)
+        recording.states.append(_kept(x))
+        recording.denoised.append(_kept(denoised))
+        return denoised
+
+
+def _kept(x: Tensor) -> Tensor:
+    """A copy on the CPU."""
+    return x.detach().to("cpu", copy=True)

@@ -18,6 +18,8 @@ from .errors import TableError
 
 MAX_BYTES = 16 * 2**20
 """No table comes near this; a file beyond it is not read."""
+MAX_JSON = 4 * 2**20
+"""Characters; Python's objects take up to thirty times the memory of their JSON."""
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
@@ -34,11 +36,14 @@ def read(path: Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise TableError(f"{path}: {status.st_size} bytes; a table has at most {MAX_BYTES}")
         with safe_open(path, framework="numpy") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except TableError:
+        raise
     except FileNotFoundError:
         raise TableError(f"{path}: there is no such file") from None
     except OSError as error:
         raise TableError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # unknown dtypes raise the latter
+    except (SafetensorError, ValueError, TypeError, KeyError, AttributeError) as error:
+        # The latter come of dtypes and shapes that numpy does not have, and of a NUL in the name.
         raise TableError(f"{path}: truncated, or not a safetensors file: {error}") from error
 
 
@@ -48,13 +53,16 @@ def write(
     """Save whole or not at all: a full disk or a crash leaves no part of a file behind.
 
     Raises:
-        TableError: the file exists and ``overwrite`` is false, or cannot be written.
+        TableError: the file exists and ``overwrite`` is false, or cannot be written, or could not be
+            read again.
     """
+    content = save({name: np.array(value, order="C") for name, value in tensors.items()}, dict(metadata))
+    if len(content) > MAX_BYTES or any(len(text) > MAX_JSON for text in metadata.values()):
+        raise TableError(f"{path}: not written, {len(content)} bytes are too many for a table")
     try:
         if path.exists() and not overwrite:
             raise TableError(f"{path}: exists already, and nothing is overwritten unasked")
-        content = save({name: np.ascontiguousarray(value) for name, value in tensors.items()}, dict(metadata))
-        part = path.with_name(f".{path.stem}-{secrets.token_hex(4)}.part")
+        part = path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb") as file:
                 file.write(content)
@@ -64,8 +72,10 @@ def write(
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-    except OSError as error:
-        raise TableError(f"{path}: cannot be written: {error.strerror or error}") from error
+    except TableError:
+        raise
+    except (OSError, ValueError) as error:  # the latter of a NUL in the name
+        raise TableError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
 
 
 def parse_json(text: str, path: Path) -> Any:
@@ -74,6 +84,8 @@ def parse_json(text: str, path: Path) -> Any:
     Raises:
         TableError: it is not that.
     """
+    if len(text) > MAX_JSON:
+        raise TableError(f"{path}: {len(text)} characters of metadata; a table has at most {MAX_JSON}")
     try:
         return json.loads(text, parse_constant=_no_constants)
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from .denoiser import Denoiser, DodeDenoiser
 from .errors import DodeError
-from .probe import check_sigmas, solver_name
+from .probe import asked_sigmas, solver_name
+from .sigmas import check_sigmas, same_sigma
 from .solvers import Sampler, resolve
 from .table import LambdaRow
 
@@ -53,7 +54,7 @@ def sample_dode(
         return x
     if isinstance(sigmas, np.ndarray):
         dtype = torch.promote_types(x.dtype, torch.float32)
-        sigmas = torch.as_tensor(sigmas, dtype=dtype, device=x.device)
+        sigmas = torch.tensor(sigmas, dtype=dtype, device=x.device)  # a copy: samplers may write into it
     check_sigmas(sigmas)
     if row is None:
         run, options, denoiser = resolve(solver or "euler"), {}, model
@@ -61,6 +62,7 @@ def sample_dode(
         run, options = _solver_of(row, solver), dict(row.solver_options)
         _check_channels(row, x)
         serving, step = _serving(row, sigmas, interpolate)
+        _check_end(serving, step, sigmas, run, model)
         denoiser = DodeDenoiser(
             model,
             serving.corrections,
@@ -92,6 +94,25 @@ def _serving(row: LambdaRow, sigmas: Tensor, interpolate: bool) -> tuple[LambdaR
     if not interpolate:
         raise DodeError(f"this row does not serve these sigmas: {match.why}")
     return interpolated(row, sigmas), 0
+
+
+def _check_end(row: LambdaRow, step: int, sigmas: Tensor, run: Sampler, model: Denoiser) -> None:
+    """Refuse a part that ends where this solver takes other steps than in the whole.
+
+    Some look ahead: heunpp2 and DPM-Solver-3 step over several σ where there are enough left.
+    """
+    if sigmas[-1] == 0:
+        return  # from its step on, the probe found the solver to take the steps of the whole
+    options = dict(row.solver_options)
+    whole = torch.tensor(row.sigmas, dtype=sigmas.dtype)
+    expected = asked_sigmas(run, whole, model=model, options=options)[row.first_evaluation(step) :]
+    asked = asked_sigmas(run, sigmas, model=model, options=options)
+    count = sum(row.evaluations[step : step + len(sigmas) - 1])
+    if len(asked) != count or not all(map(same_sigma, asked, expected)):
+        raise DodeError(
+            f"{row.solver} cannot be stopped at σ = {float(sigmas[-1]):.6g} with the weights of {row.label}: "
+            "it takes other steps there than over the whole schedule"
+        )
 
 
 def interpolated(row: LambdaRow, sigmas: Tensor) -> LambdaRow:

@@ -13,19 +13,18 @@ import numpy as np
 from torch import Tensor
 
 from . import safefile
-from .denoiser import PREDICTIONS, dode_corrections, history_corrections
+from .denoiser import MAX_EVALUATIONS, PREDICTIONS, dode_corrections, history_corrections
 from .errors import DodeError, TableError
-from .probe import same_sigma
+from .sigmas import same_sigma
 
 FORMAT = "dode-lambda-table"
 VERSION = 1
 FEATURES = frozenset({"lambda", "history", "per-channel", "told-sigmas"})
 """What this version can sample. A row lists what it needs; a reader that lacks one refuses by name."""
 
-_MAX_EVALUATIONS = 1000
 
-
-def _array(value: Any, name: str) -> np.ndarray:
+def _numbers(value: Any, name: str) -> np.ndarray:
+    """A detached, read-only copy in float64."""
     try:
         array = np.array(value, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -36,8 +35,26 @@ def _array(value: Any, name: str) -> np.ndarray:
     return array
 
 
-def _json_object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """A detached, read-only copy of what JSON can hold."""
+def _arrays(values: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Detached, read-only copies of arrays that this version knows nothing about, as they are."""
+    copies = {name: np.array(value) for name, value in values.items()}
+    for name, copy in copies.items():
+        if copy.dtype.kind not in "fiub":
+            raise DodeError(f"the array '{name}' must hold numbers, not {copy.dtype}")
+        copy.flags.writeable = False
+    return MappingProxyType(copies)
+
+
+def _same(a: np.ndarray, b: np.ndarray) -> bool:
+    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()  # NaN and all
+
+
+def json_object(value: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """A detached, read-only copy of what JSON can hold.
+
+    Raises:
+        DodeError: it cannot.
+    """
     try:
         copy = json.loads(json.dumps(dict(value), allow_nan=False))
     except (TypeError, ValueError, RecursionError) as error:
@@ -89,14 +106,14 @@ class LambdaRow:
             raise DodeError(f"a row's prediction must be one of {PREDICTIONS}, not {self.prediction!r}")
         if self.form not in ("lambda", "history"):
             raise DodeError(f"a row's form must be 'lambda' or 'history', not {self.form!r}")
-        settle("sigmas", _array(self.sigmas, "sigmas"))
-        settle("weights", _array(self.weights, "weights"))
+        settle("sigmas", _numbers(self.sigmas, "sigmas"))
+        settle("weights", _numbers(self.weights, "weights"))
         settle("evaluations", tuple(self.evaluations))
         if self.told_sigmas is not None:
-            settle("told_sigmas", _array(self.told_sigmas, "told_sigmas"))
+            settle("told_sigmas", _numbers(self.told_sigmas, "told_sigmas"))
         for name in ("solver_options", "settings", "report", "unknown"):
-            settle(name, _json_object(getattr(self, name), name))
-        settle("unknown_arrays", MappingProxyType({k: _array(a, k) for k, a in self.unknown_arrays.items()}))
+            settle(name, json_object(getattr(self, name), name))
+        settle("unknown_arrays", _arrays(self.unknown_arrays))
         self._check_schedule()
         self._check_weights()
 
@@ -107,9 +124,9 @@ class LambdaRow:
         counts = self.evaluations
         if len(counts) != len(s) - 1 or not all(type(n) is int and n >= 0 for n in counts):
             raise DodeError(f"a row's evaluations must be {len(s) - 1} whole numbers, one per step")
-        if not 1 <= sum(counts) <= _MAX_EVALUATIONS or counts[0] < 1:
+        if not 1 <= sum(counts) <= MAX_EVALUATIONS or counts[0] < 1:
             raise DodeError(
-                f"a row has 1 to {_MAX_EVALUATIONS} evaluations, the first in the first step; got {counts}"
+                f"a row has 1 to {MAX_EVALUATIONS} evaluations, the first in the first step; got {counts}"
             )
 
     def _check_weights(self) -> None:
@@ -132,10 +149,13 @@ class LambdaRow:
         return (
             self.to_json() == other.to_json()
             and mine.keys() == others.keys()
-            and all(np.array_equal(array, others[name]) for name, array in mine.items())
+            and all(_same(array, others[name]) for name, array in mine.items())
         )
 
     __hash__ = None  # arrays inside
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LambdaRow.from_json, (self.to_json(), self.arrays())
 
     @property
     def steps(self) -> int:
@@ -178,7 +198,7 @@ class LambdaRow:
 
         img2img, hires fix and SplitSigmas pass parts of a schedule: they are found by σ.
         """
-        asked = [float(s) for s in sigmas]
+        asked = [float(s) for s in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
         if len(asked) < 2:
             return Match(None, None, "there is no step to take")
         step = next((i for i, s in enumerate(self.sigmas[:-1]) if same_sigma(s, asked[0])), None)
@@ -198,13 +218,17 @@ class LambdaRow:
         )
         return Match(self, step, f"{part} of {self.label}")
 
-    def __repr__(self) -> str:
-        return f"LambdaRow({self.label})"
-
     @property
     def label(self) -> str:
         """A few words that tell rows of one table apart."""
         return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction})"
+
+    def __repr__(self) -> str:
+        if self.weights.ndim == 1:
+            what = "λ = " + ", ".join(f"{value:.3g}" for value in self.weights)
+        else:
+            what = f"{self.form} weights of shape {self.weights.shape}"
+        return f"<LambdaRow {self.label}: {what}>"
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the arrays."""
@@ -236,13 +260,7 @@ class LambdaRow:
         missing |= {"sigmas", "weights"} - arrays.keys()
         if missing:
             raise DodeError(f"it lacks {', '.join(sorted(missing))}")
-        requires = facts.pop("requires")
-        if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
-            raise DodeError("'requires' must be a list of names")
-        if unknown := sorted(set(requires) - FEATURES):
-            raise DodeError(
-                f"it requires {', '.join(map(repr, unknown))}, which this version does not know: update"
-            )
+        _check_features(facts.pop("requires"))
         known_arrays = {name: arrays.get(name) for name in ("sigmas", "weights", "told_sigmas")}
         if any(array is not None and array.dtype != np.float64 for array in known_arrays.values()):
             raise DodeError("its numbers must be float64")
@@ -257,6 +275,15 @@ class LambdaRow:
         return cls(**known, **objects, **known_arrays, unknown=facts, unknown_arrays=unknown_arrays)
 
 
+def _check_features(requires: Any) -> None:
+    if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
+        raise DodeError("'requires' must be a list of names")
+    if unknown := sorted(set(requires) - FEATURES):
+        raise DodeError(
+            f"it requires {', '.join(map(repr, unknown))}, which this version does not know: update"
+        )
+
+
 @dataclass(frozen=True)
 class Match:
     """Which row serves a schedule, from which of its steps, and why; ``row`` is None where none does."""
@@ -266,7 +293,7 @@ class Match:
     why: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LambdaTable:
     """One model's rows, and what is known of the model.
 
@@ -274,24 +301,43 @@ class LambdaTable:
         rows: at least one.
         model: facts about the model (family, prediction type, channels, fingerprint, …).
         unknown: optional fields of another version; kept, and saved again.
+        unknown_arrays: the same, of numbers.
     """
 
     rows: Sequence[LambdaRow]
     model: Mapping[str, Any] = field(default_factory=dict)
     unknown: Mapping[str, Any] = field(default_factory=dict)
+    unknown_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "rows", tuple(self.rows))
-        if not self.rows or not all(isinstance(row, LambdaRow) for row in self.rows):
-            raise DodeError("a λ table needs at least one LambdaRow")
+        rows = tuple(self.rows) if isinstance(self.rows, Sequence) else ()
+        if not rows or not all(isinstance(row, LambdaRow) for row in rows):
+            raise DodeError("a λ table needs a list of at least one LambdaRow")
+        object.__setattr__(self, "rows", rows)
         for name in ("model", "unknown"):
-            object.__setattr__(self, name, _json_object(getattr(self, name), name))
+            object.__setattr__(self, name, json_object(getattr(self, name), name))
+        object.__setattr__(self, "unknown_arrays", _arrays(self.unknown_arrays))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LambdaTable):
+            return NotImplemented
+        mine, others = self.unknown_arrays, other.unknown_arrays
+        return (
+            (self.rows, self.model, self.unknown) == (other.rows, other.model, other.unknown)
+            and mine.keys() == others.keys()
+            and all(_same(array, others[name]) for name, array in mine.items())
+        )
+
+    __hash__ = None  # arrays inside
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LambdaTable, (self.rows, dict(self.model), dict(self.unknown), dict(self.unknown_arrays))
 
     def match(self, sigmas: Tensor | Sequence[float], solver: str | None = None) -> Match:
         """The row for a schedule or a part of one.
 
-        Where several rows fit, the one with the smallest held-out error is taken; among equals, the
-        first.
+        Where several rows fit, one whose whole schedule this is goes before one that has it as a part;
+        then the one with the smallest held-out error is taken, among equals the first.
 
         Args:
             sigmas: what is to be sampled, descending.
@@ -305,7 +351,7 @@ class LambdaTable:
         matches = [row.find(sigmas) for row in candidates]
         fitting = [match for match in matches if match.row is not None]
         if fitting:
-            return min(fitting, key=lambda match: end_error(match.row))
+            return min(fitting, key=lambda m: (len(m.row.sigmas) != len(sigmas), end_error(m.row)))
         why = matches[0].why if len(matches) == 1 else "no row's schedule contains these σ"
         return Match(None, None, f"{why}. The table has: {self.contents()}")
 
@@ -324,10 +370,12 @@ class LambdaTable:
         if path.suffix != ".safetensors":
             raise TableError(f"{path}: a table's file name ends in .safetensors")
         facts = dict(self.unknown) | {"model": dict(self.model), "rows": [row.to_json() for row in self.rows]}
-        tensors = {
-            f"rows.{i}.{name}": a for i, row in enumerate(self.rows) for name, a in row.arrays().items()
+        tensors = dict(self.unknown_arrays) | {
+            _tensor_name(i, name): array
+            for i, row in enumerate(self.rows)
+            for name, array in row.arrays().items()
         }
-        metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(facts, ensure_ascii=False)}
+        metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(facts)}
         safefile.write(path, tensors, metadata, overwrite=overwrite)
         return path
 
@@ -346,24 +394,30 @@ class LambdaTable:
         if not isinstance(facts, dict) or not isinstance(facts.get("rows"), list):
             raise TableError(f"{path}: its metadata has no rows")
         try:
+            _check_features(facts.get("requires", []))
             rows = [cls._row(i, row, tensors) for i, row in enumerate(facts.pop("rows"))]
             model = facts.pop("model", {})
             if not isinstance(model, dict):
                 raise DodeError("'model' must be an object")
-            return cls(rows=rows, model=model, unknown=facts)
+            return cls(rows=rows, model=model, unknown=facts, unknown_arrays=tensors)
         except DodeError as error:
             raise TableError(f"{path}: {error}") from error
 
     @staticmethod
-    def _row(i: int, facts: Any, tensors: Mapping[str, np.ndarray]) -> LambdaRow:
+    def _row(i: int, facts: Any, tensors: dict[str, np.ndarray]) -> LambdaRow:
+        """Row ``i``; takes its arrays out of ``tensors``."""
         if not isinstance(facts, dict):
             raise DodeError(f"row {i} is not an object")
-        prefix = f"rows.{i}."
-        arrays = {name.removeprefix(prefix): a for name, a in tensors.items() if name.startswith(prefix)}
+        prefix = _tensor_name(i, "")
+        own = [name for name in tensors if name.startswith(prefix)]
         try:
-            return LambdaRow.from_json(facts, arrays)
+            return LambdaRow.from_json(facts, {name.removeprefix(prefix): tensors.pop(name) for name in own})
         except DodeError as error:
             raise DodeError(f"row {i}: {error}") from error
+
+
+def _tensor_name(row: int, name: str) -> str:
+    return f"rows.{row}.{name}"
 
 
 def end_error(row: LambdaRow) -> float:

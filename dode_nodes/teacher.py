@@ -26,12 +26,13 @@ from .groups import (
     micro_batches,
     root_mean_square,
 )
-from .probe import TeacherQueries, check_sigmas, probe_student, probe_teacher, solver_name
+from .probe import TeacherQueries, probe_student, probe_teacher, solver_name
 from .runs import Run
+from .sigmas import at_least_float32, check_schedules, distinct, equal_sigma, is_flow
 from .solvers import Sampler, resolve
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Targets:
     """A teacher's states at the σ of its students.
 
@@ -58,8 +59,8 @@ class Targets:
         Raises:
             DodeError: the teacher did not stop there.
         """
-        for at, states in self.states.items():
-            if math.isclose(at, sigma, rel_tol=1e-6):
+        for stop, states in self.states.items():
+            if equal_sigma(stop, sigma):
                 return states
         raise DodeError(
             f"these targets have no state at σ = {sigma:.6g}, which the student asks about: "
@@ -83,27 +84,21 @@ def refined_grid(asked: Sequence[Sequence[float]], steps: Sequence[Tensor], scal
     Returns:
         Descending σ, float64.
     """
-    stops = _distinct([*(s for sigmas in asked for s in sigmas), *(float(s) for t in steps for s in t)])
+    schedules = [sigmas.tolist() for sigmas in steps]
+    stops = distinct(sigma for sigmas in (*asked, *schedules) for sigma in sigmas)
     grid = stops[:1]
     for high, low in pairwise(stops):
-        parts = max(math.ceil(scale * _share(high, low, t.tolist(), flow) - 1e-6) for t in steps)
+        parts = max(math.ceil(scale * _share(high, low, s, flow) - 1e-4) for s in schedules)
         grid += _between(high, low, max(parts, 1), flow or low == 0)
     return torch.tensor(grid, dtype=torch.float64)
-
-
-def _distinct(sigmas: Sequence[float]) -> list[float]:
-    """Descending, equal ones (to rounding) once."""
-    distinct: list[float] = []
-    for sigma in sorted(sigmas, reverse=True):
-        if not distinct or not math.isclose(sigma, distinct[-1], rel_tol=1e-6):
-            distinct.append(sigma)
-    return distinct
 
 
 def _share(high: float, low: float, schedule: Sequence[float], flow: bool) -> float:
     """The part of a step of ``schedule`` that the interval from ``high`` to ``low`` covers, 0 to 1."""
     for start, end in pairwise(schedule):
-        if start * (1 + 1e-6) >= high and low >= end * (1 - 1e-6):
+        begins_within = start > high or equal_sigma(start, high)
+        ends_within = low > end or equal_sigma(low, end)
+        if begins_within and ends_within:
             if flow or end == 0:
                 return (high - low) / (start - end)
             return math.log(high / low) / math.log(start / end)
@@ -117,11 +112,6 @@ def _between(high: float, low: float, parts: int, linear: bool) -> list[float]:
     else:
         inner = [high * (low / high) ** (i / parts) for i in range(1, parts)]
     return [*inner, low]
-
-
-def is_flow(sigmas: Tensor) -> bool:
-    """Flow models begin at σ ≤ 1; no other family's noise is that low."""
-    return float(sigmas[0]) <= 1
 
 
 def run_teacher(
@@ -145,7 +135,7 @@ def run_teacher(
         x: initial states at sigmas[0], ``[B, C, *spatial]``, any float dtype and device.
         schedules: the students' sigmas, descending to 0; all begin at the same σ.
         solvers: the students' samplers: every one of them is served on every schedule.
-        solver_options: the students' keyword arguments.
+        solver_options: keyword arguments of every student.
         teacher: a sampler that asks exactly the σ it is given.
         scale: the teacher's steps per student step, C.
         micro_batch: how many latents to evaluate at a time; None for a group at a time.
@@ -160,17 +150,17 @@ def run_teacher(
     solvers = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
     groups = as_groups(model, x, extra_args)
     check_schedules(schedules)
-    if scale < 1:
-        raise DodeError(f"scale must be at least 1, got {scale}")
+    if not isinstance(scale, int) or scale < 1:
+        raise DodeError(f"scale must be a whole number of at least 1, got {scale}")
     flow = is_flow(schedules[0]) if flow is None else flow
+    schedules = [at_least_float32(sigmas.detach().cpu()) for sigmas in schedules]
 
     lender = groups[0].model
-    students = [
-        (probe_student(resolve(s), t, model=lender, options=solver_options).sigmas, t)
-        for s in solvers
-        for t in schedules
+    asked = [
+        probe_student(resolve(solver), sigmas, model=lender, options=solver_options).sigmas
+        for solver in solvers
+        for sigmas in schedules
     ]
-    asked = [queries for queries, _ in students]
     passes = []
     for parts in (scale, scale // 2):
         if parts:
@@ -181,7 +171,7 @@ def run_teacher(
     evaluator = Evaluator(progress, total=passes[0].queries.evaluations * count_latents(groups))
     evaluator.total += sum(half.queries.evaluations for half in passes[1:]) * len(check)
 
-    stops = _distinct([*(s for queries in asked for s in queries), 0.0])
+    stops = distinct([*(sigma for queries in asked for sigma in queries), 0.0])
     states = passes[0].states(micro_batches(groups, micro_batch), stops, evaluator)
     own_error = None
     for half in passes[1:]:
@@ -193,23 +183,11 @@ def run_teacher(
         states=states,
         own_error=own_error,
         evaluations=evaluator.done,
-        x=torch.cat([group.x.cpu() for group in groups]),
+        x=torch.cat([group.x.detach().cpu() for group in groups]),
     )
 
 
-def check_schedules(schedules: Sequence[Tensor]) -> None:
-    """Refuse schedules that do not descend to 0 from one σ."""
-    if not schedules:
-        raise DodeError("there is no schedule: give the students' sigmas")
-    for sigmas in schedules:
-        check_sigmas(sigmas)
-        if sigmas[-1] != 0:
-            raise DodeError(f"a distilled schedule ends at σ = 0, this one at {float(sigmas[-1]):.6g}")
-    if any(not math.isclose(float(t[0]), float(schedules[0][0]), rel_tol=1e-6) for t in schedules):
-        raise DodeError(f"the schedules begin at different σ: {[float(t[0]) for t in schedules]}")
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Pass:
     """A teacher's run over one grid, and where in it the states are found."""
 
@@ -234,7 +212,7 @@ class _Pass:
             start: stop
             for start, sigma in zip(self.queries.starts, self.run.sigmas[:-1].tolist(), strict=True)
             for stop in stops
-            if math.isclose(stop, sigma, rel_tol=1e-6)
+            if equal_sigma(stop, sigma)
         }
         states, end = self.run.trajectory(evaluator.on(batch, "teacher"), batch, stop_at)
         return {stop_at[k]: state for k, state in states.items()} | {0.0: end}

@@ -39,10 +39,15 @@ def cfg_input(default: float = 7.0) -> io.Input:
     )
 
 
-def seed_input(tooltip: str) -> io.Input:
-    """A noise seed."""
+def seed_input(tooltip: str, *, default: int = 0, changes: bool = True) -> io.Input:
+    """A noise seed; ``changes``: the front end may draw a new one after every run, and does so at first."""
     return io.Int.Input(
-        "seed", default=0, min=0, max=0xFFFFFFFFFFFFFFFF, control_after_generate=True, tooltip=tooltip
+        "seed",
+        default=default,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=changes,
+        tooltip=tooltip,
     )
 
 

@@ -25,8 +25,8 @@ class DigitLatents(comfy.latent_formats.LatentFormat):
     """Four channels, one for each pixel of a 2×2 square; previewed by their mean."""
 
     latent_channels = LATENT_CHANNELS
-    latent_rgb_factors = [[2 / SCALE / LATENT_CHANNELS] * 3] * LATENT_CHANNELS  # noqa: RUF012 - ComfyUI's form
-    latent_rgb_factors_bias = [2 * SHIFT - 1] * 3  # noqa: RUF012
+    latent_rgb_factors = [[2 / SCALE / LATENT_CHANNELS] * 3] * LATENT_CHANNELS
+    latent_rgb_factors_bias = [2 * SHIFT - 1] * 3
 
 
 class DigitConfig(comfy.supported_models_base.BASE):

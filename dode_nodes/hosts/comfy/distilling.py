@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...distill import distill
 from ...errors import DodeError
-from ...groups import Group, held_out
+from ...groups import Group, held_out, micro_batches
 from ...probe import probe_student
 from ...sample import sample_dode
 from ...solvers import resolve
@@ -65,7 +65,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The table, and what teacher, D-ODE and stock solver make of the held-out latents at the first schedule."""
+    """The table, and the held-out latents by teacher, D-ODE and stock solver over the first schedule."""
 
     table: LambdaTable
     teacher: torch.Tensor
@@ -187,15 +187,12 @@ def _held_out_results(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The held-out latents by teacher, D-ODE and stock solver, as ComfyUI passes latents on."""
     held = held_out(groups)
-    dode, stock, first = [], [], 0
-    for group in groups:
-        mine = [number - first for number in held if first <= number < first + len(group.x)]
-        first += len(group.x)
-        for part in torch.tensor(mine, dtype=torch.int64).split(size):
-            for results, options in ((dode, {"row": row}), (stock, {"solver": row.solver})):
-                x = group.x[part.to(group.x.device)]
-                results.append(
-                    sample_dode(group.model, x, sigmas, dict(group.extra_args), disable=True, **options).cpu()
-                )
+    dode, stock = [], []
+    for batch in micro_batches(groups, size, held):
+        for results, options in ((dode, {"row": row}), (stock, {"solver": row.solver})):
+            samples = sample_dode(
+                batch.group.model, batch.x, sigmas, batch.extra_args(), disable=True, **options
+            )
+            results.append(samples.cpu())
     process = request.model.model.process_latent_out
     return tuple(process(x.float()) for x in (targets.at(0.0)[held], torch.cat(dode), torch.cat(stock)))

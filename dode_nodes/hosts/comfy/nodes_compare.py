@@ -20,7 +20,7 @@ from ...teacher import refined_grid
 from .common import CATEGORY, cfg_input, conditioning_inputs, seed_input, solver_filter, table_input
 from .facts import check_model, is_flow
 from .messages import remark
-from .pictures import to_image
+from .pictures import draw
 from .rows import row_for_steps, sigmas_of
 from .sampling import dode_sampler, stock_sampler
 from .session import Conditioning, check_empty, noise_per_latent
@@ -36,8 +36,8 @@ class CompareSamplers(io.ComfyNode):
             node_id="DODE_Compare",
             display_name="Compare samplers (D-ODE)",
             category=CATEGORY,
-            description="Samples with the row's plain solver, with λ, and with the many-step teacher, from the "
-            "same fresh noise, and measures both against the teacher.",
+            description="Samples with the row's plain solver, with λ, and with the many-step teacher, "
+            "from the same fresh noise, and measures both against the teacher.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -49,7 +49,7 @@ class CompareSamplers(io.ComfyNode):
                 io.Int.Input("steps", default=8, min=1, max=1000, tooltip="Steps of the row to compare."),
                 solver_filter(),
                 io.Int.Input("pictures", default=4, min=1, max=64, tooltip="How many noises to compare on."),
-                seed_input("Seed of the noises. Take another one than the table was distilled with."),
+                seed_input("Seed of the noises. Take another one than the table was distilled with.", default=1),
                 io.Int.Input(
                     "scale",
                     default=10,
@@ -139,7 +139,7 @@ class CompareSamplers(io.ComfyNode):
         ]
         numbers = "\n".join([*lines, f"ratio {errors[1] / errors[0]:.2f}" if errors[0] else ""])
         pictures_of = [None if vae is None else _decoded(vae, result) for result in results]
-        image = to_image(plots.comparison_figure([*lines, labels[-1]], pictures_of, errors))
+        image = draw(plots.comparison_figure, [*lines, labels[-1]], pictures_of, errors)
         return io.NodeOutput(
             image, numbers, *({"samples": result} for result in results), ui=ui.PreviewImage(image, cls=cls)
         )

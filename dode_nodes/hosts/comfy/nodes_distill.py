@@ -11,12 +11,12 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ... import plots
-from ...summary import table_text
+from ...describe import table_text
 from . import samplers, tables
 from .common import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
 from .distilling import AUTO, Request, parse_steps, run, schedule
-from .messages import remark
-from .pictures import to_image
+from .messages import remark, show_text
+from .pictures import draw
 from .sampling import is_applied
 from .session import Conditioning, ProgressReporter, check_empty
 
@@ -61,7 +61,7 @@ class DistillLambdas(io.ComfyNode):
                     tooltip="How many noises to distil on. A quarter of them is not fitted on but used to "
                     "check λ. More take longer and generalise better.",
                 ),
-                seed_input("Seed of the noises."),
+                seed_input("Seed of the noises. It stays: a new one would distil again.", changes=False),
                 io.Combo.Input(
                     "solver",
                     options=samplers.student_names(),
@@ -105,8 +105,8 @@ class DistillLambdas(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="How many latents to evaluate at a time; the λ are the same. 0 takes what fits "
-                    "into memory by ComfyUI's own estimate. Lower it if memory runs out.",
+                    tooltip="How many latents to evaluate at a time; the λ are the same. 0 takes what "
+                    "fits into memory by ComfyUI's own estimate. Lower it if memory runs out.",
                 ),
                 io.String.Input(
                     "save_name",
@@ -200,7 +200,8 @@ class DistillLambdas(io.ComfyNode):
         with ProgressReporter(model, node_id) as reporter:
             distilled = run(request, reporter)
         distilled.table.save(path)
-        report = to_image(plots.report_figure(distilled.table))
+        show_text(node_id, f"saved as {path.name}")
+        report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
             distilled.table,
             report,

@@ -7,7 +7,6 @@ from typing import Any
 import comfy.sample
 import comfy.utils
 import latent_preview
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from comfy_api.latest import io, ui
 
 from ... import plots
-from ...summary import table_text
+from ...describe import table_text
 from ...table import LambdaTable
 from . import tables
 from .common import CATEGORY, Table, table_input
-from .pictures import to_image
+from .pictures import draw
 
 
 class LoadLambdas(io.ComfyNode):
@@ -68,5 +68,5 @@ class InspectLambdas(io.ComfyNode):
     @classmethod
     def execute(cls, table: LambdaTable) -> io.NodeOutput:
         """Draw and describe."""
-        report = to_image(plots.report_figure(table))
+        report = draw(plots.report_figure, table)
         return io.NodeOutput(report, table_text(table), ui=ui.PreviewImage(report, cls=cls))

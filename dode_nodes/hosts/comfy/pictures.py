@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image, ImageDraw
+
+from ...errors import DodeError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-def to_image(figure: Figure) -> torch.Tensor:
-    """A matplotlib figure as ``[1, H, W, 3]`` in 0…1."""
-    import numpy as np
+def draw(figure: Callable[..., Figure], *args: Any) -> torch.Tensor:
+    """A figure as ``[1, H, W, 3]`` in 0…1; without matplotlib, or with nothing to draw, words that say so.
+
+    A picture is never worth losing minutes of work that it would show.
+    """
+    try:
+        return _rendered(figure(*args))
+    except DodeError as error:
+        logging.warning("D-ODE: %s", error)
+        page = Image.new("RGB", (640, 64), "white")
+        ImageDraw.Draw(page).text((12, 24), str(error).encode("ascii", "replace").decode(), fill="black")
+        return _as_tensor(np.asarray(page))
+
+
+def _rendered(figure: Figure) -> torch.Tensor:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    return torch.from_numpy(np.asarray(canvas.buffer_rgba())[..., :3].astype("float32") / 255).unsqueeze(0)
+    return _as_tensor(np.asarray(canvas.buffer_rgba())[..., :3])
+
+
+def _as_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels.astype(np.float32) / 255).unsqueeze(0)

@@ -1,0 +1,143 @@
+"""What the benchmarks share: the embedded models, three sets of latents, and the converged solution.
+
+λ is fitted on one set, checked (no harm, which prediction) on a quarter of it, and measured on a set of
+its own that nothing was chosen on. The stock baselines are the best *on that set*: a choice in their favour.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import shlex
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dode_nodes import Group, LambdaRow, sample_dode
+from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
+from dode_nodes.demo.models import DemoModel, load_demo_model
+from dode_nodes.demo.networks import CLASSES
+from dode_nodes.demo.vae import decode_to_picture
+from dode_nodes.groups import root_mean_square
+from dode_nodes.schedules import make_sigmas
+from dode_nodes.solvers import Sampler
+
+FIT_SEED, TEST_SEED = 1_000_000, 2_000_000
+TEACHER, SCALE = "dpmpp_2m", 10
+STUDENT_SCHEDULE = {"eps": "karras", "flow": "simple"}
+MICRO_BATCH = 32
+_REFERENCE = ("dpmpp_3m", 120)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A model, the latents to measure on, and where they converge.
+
+    Attributes:
+        reference_error: RMS change of the converged solution when its steps are halved.
+    """
+
+    model: DemoModel
+    cfg: float
+    test: Group
+    converged: Tensor
+    reference_error: float
+
+    def fit_group(self, latents: int, seed: int = 0) -> Group:
+        """Latents to distil on; another ``seed``, other latents."""
+        return latents_group(self.model, self.cfg, FIT_SEED + 1000 * seed, latents)
+
+    def first(self, latents: int) -> Bench:
+        """The same with fewer test latents."""
+        test = replace(self.test, x=self.test.x[:latents])
+        return replace(self, test=test, converged=self.converged[:latents])
+
+    def schedule(self, steps: int) -> Tensor:
+        """The students' schedule."""
+        return make_sigmas(STUDENT_SCHEDULE[self.model.kind], steps, self.model.noise_schedule)
+
+    def sample(
+        self, sigmas: Tensor, solver: str | Sampler | None = None, row: LambdaRow | None = None
+    ) -> Tensor:
+        """The test latents by a stock solver or a row."""
+        return sample_group(self.test, sigmas, solver, row)
+
+    def error(self, results: Tensor) -> float:
+        """RMS distance to the converged solution."""
+        return root_mean_square(results - self.converged)
+
+
+def latents_group(model: DemoModel, cfg: float, first_seed: int, latents: int) -> Group:
+    """Noises of consecutive seeds; the digits take turns."""
+    labels = torch.arange(latents) % CLASSES
+    noise = model.noise(range(first_seed, first_seed + latents))
+    return Group(model.denoiser(cfg), noise, lambda indices: {"labels": labels[indices]})
+
+
+def sample_group(group: Group, sigmas: Tensor, solver: str | Sampler | None, row: LambdaRow | None) -> Tensor:
+    """All latents of a group, a few at a time."""
+    parts = torch.arange(len(group.x)).split(MICRO_BATCH)
+    return torch.cat([
+        sample_dode(group.model, group.x[part], sigmas, group.extra_args(part), disable=True, solver=solver, row=row)
+        for part in parts
+    ])  # fmt: skip
+
+
+def frechet(results: Tensor) -> float:
+    """Fréchet distance to the real digits, in the classifier's features."""
+    return frechet_distance_to_real(digit_features(decode_to_picture(results)))
+
+
+def prepare(kind: str, cfg: float, latents: int) -> Bench:
+    """Load the model and converge on the test latents."""
+    model = load_demo_model(kind)
+    test = latents_group(model, cfg, TEST_SEED, latents)
+    solver, steps = _REFERENCE
+    name = STUDENT_SCHEDULE[kind]
+    fine, coarse = (
+        sample_group(test, make_sigmas(name, n, model.noise_schedule), solver, None)
+        for n in tqdm((steps, steps // 2), desc=f"{kind}: converged solution")
+    )
+    return Bench(model, cfg, test, fine, root_mean_square(fine - coarse))
+
+
+def arguments(description: str, **defaults: int) -> argparse.Namespace:
+    """The options that every benchmark has, and its own whole numbers with their defaults."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--models", nargs="+", choices=("eps", "flow"), default=["eps", "flow"])
+    parser.add_argument("--cfg", type=float, default=2.0)
+    for name, value in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    return parser.parse_args()
+
+
+def print_setting(bench: Bench) -> None:
+    """What the tables below were measured on."""
+    solver, steps = _REFERENCE
+    print(f"\n## {bench.model.kind} model, cfg {bench.cfg:g}\n")
+    print(f"`{shlex.join(['python', *sys.argv])}`, torch {torch.__version__}, {platform.machine()}. ", end="")
+    print(
+        f"Test latents: seeds {TEST_SEED} to {TEST_SEED + len(bench.test.x) - 1}; fitted: from {FIT_SEED}. ",
+        end="",
+    )
+    print(
+        f"Converged: {solver}, {steps} steps; halving its steps changes it by {bench.reference_error:.1e} RMS."
+    )
+
+
+def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """Markdown."""
+    print("\n| " + " | ".join(header) + " |")
+    print("|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(_cell(value) for value in row) + " |")
+
+
+def _cell(value: object) -> str:
+    return f"{value:.4f}" if isinstance(value, float) else str(value)

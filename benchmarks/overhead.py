@@ -1,0 +1,80 @@
+"""What λ costs: ``sample_dode`` against the stock sampler on a free model, time and memory.
+
+A free model makes the sampler's own arithmetic everything there is: with a real network the ratio is 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from common import print_table
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+
+from dode_nodes import LambdaRow, sample_dode
+from dode_nodes.probe import probe_student
+from dode_nodes.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.solvers import SOLVERS
+
+SHAPE, STEPS, REPEATS = (4, 4, 128, 128), 8, 15
+
+
+def free_model(x: Tensor, sigma: Tensor) -> Tensor:
+    """Returns its input: no evaluation is cheaper."""
+    return x
+
+
+def seconds(run: Callable[[], Tensor]) -> float:
+    """Median wall time."""
+    times = []
+    for _ in range(REPEATS):
+        begun = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - begun)
+    return statistics.median(times)
+
+
+def peak_latents(run: Callable[[], Tensor]) -> float:
+    """Peak of what the run allocates, in latents of this batch."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        run()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak / (torch.Size(SHAPE).numel() * 4)
+
+
+def main() -> None:
+    """Measure and print."""
+    argparse.ArgumentParser(description=__doc__).parse_args()
+    sigmas = make_sigmas("karras", STEPS, NoiseSchedule.stable_diffusion())
+    x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * sigmas[0]
+    rows = []
+    for solver in SOLVERS:
+        queries = probe_student(SOLVERS[solver], sigmas)
+        for prediction in ("noise", "data"):
+            row = LambdaRow(solver, sigmas.double().numpy(), queries.per_step,
+                            np.full(len(queries.sigmas), 0.1), prediction)  # fmt: skip
+            stock = lambda solver=solver: sample_dode(free_model, x, sigmas, disable=True, solver=solver)  # noqa: E731
+            ours = lambda row=row: sample_dode(free_model, x, sigmas, disable=True, row=row)  # noqa: E731
+            ours(), stock()
+            rows.append(
+                (solver, prediction, seconds(ours) / seconds(stock), peak_latents(stock), peak_latents(ours))
+            )
+    print(
+        f"`{shlex.join(['python', *sys.argv])}`, {STEPS} steps on {SHAPE}, seed 0, a model that costs nothing."
+    )
+    print_table(["solver", "prediction", "time ratio", "stock peak (latents)", "D-ODE peak (latents)"], rows)
+
+
+if __name__ == "__main__":
+    main()

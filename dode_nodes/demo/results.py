@@ -1,0 +1,260 @@
+"""What the demo leaves behind: a comparison to print, and a folder of pictures and numbers."""
+
+from __future__ import annotations
+
+import json
+import platform
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from .. import __version__
+from ..describe import columns, number, percent, table_json
+from ..errors import DodeError
+from ..plots import (
+    Block,
+    Curve,
+    Panel,
+    PictureRow,
+    error_against_evaluations_figure,
+    lambda_figure,
+    picture_grid,
+)
+from .demo import Demo, Result, Trial
+from .networks import CLASSES
+from .vae import decode_to_picture
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+FILES = ("lambda.safetensors", "grid.png", "error.png", "lambda.png", "demo.json")
+
+_GRID_BUDGETS = 2  # the smallest, where pictures differ most
+_AMPLIFIED = 4  # differences: what is seen there is hard to see in the pictures
+
+
+class Pair(NamedTuple):
+    """A stock sampler, and a D-variant with as many evaluations."""
+
+    what: str
+    stock: Result
+    dode: Result
+
+    @property
+    def closer(self) -> int:
+        """How many latents the D-variant brings closer to the converged solution."""
+        return int((self.dode.errors < self.stock.errors).sum())
+
+
+def pairs(demo: Demo, budget: int) -> list[Pair]:
+    """Each solver beside its own D-variant; then the best stock sampler of all beside the chosen D-variant."""
+    own = [
+        Pair(f"{dode.trial.solver} → {dode.trial.label}", demo.undistilled(dode), dode)
+        for dode in demo.distilled(budget)
+    ]
+    best, chosen = demo.best_stock(budget), demo.chosen(budget)
+    return [*own, Pair(f"best: {best.trial.solver} → {chosen.trial.label}", best, chosen)]
+
+
+def comparison_text(demo: Demo) -> str:
+    """D-variants beside stock samplers at equal evaluations, gains and losses alike."""
+    latents, tried = len(demo.fresh_seeds), len(demo.stock(demo.budgets[0]))
+    reference = demo.converged.trial
+    notes = [
+        f"Error: RMS distance to the converged latent ({reference.solver}, {reference.evaluations} steps, its "
+        f"own error about {number(demo.converged_error)}), over {latents} fresh latents.",
+        "Closer: for how many of them the D-variant is closer to it than the stock sampler.",
+        f"Best: the stock sampler that did best here of all {tried} tried, and the D-variant that did best on "
+        "its held-out latents.",
+        "−penultimate: one step more, its last σ before 0 left out, as ComfyUI's KSampler does for some samplers.",
+    ]
+    lines = [("", "schedule", "stock", "D-ODE", "change", "closer")]
+    for budget in demo.budgets:
+        lines.append((f"{budget} evaluations", *[""] * 5))
+        for pair in pairs(demo, budget):
+            schedules = dict.fromkeys(result.trial.on for result in (pair.stock, pair.dode))
+            lines.append(
+                (
+                    f"  {pair.what}",
+                    " → ".join(schedules),
+                    number(pair.stock.error),
+                    number(pair.dode.error),
+                    percent(pair.dode.error, pair.stock.error),
+                    f"{pair.closer} of {latents}",
+                )
+            )
+    return "\n".join([*columns(lines, left=(0, 1)), "", *notes])
+
+
+def demo_json(demo: Demo, command: str, seconds: float) -> dict[str, Any]:
+    """Every number of the demo, and what it takes to have them again."""
+    return {
+        "command": command,
+        "seconds": round(seconds, 1),
+        "versions": {
+            "dode_nodes": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "settings": {
+            "model": demo.kind,
+            "steps": list(demo.budgets),
+            "cfg": demo.cfg,
+            "seed": demo.seed,
+            "latent_seeds": list(demo.latent_seeds),
+            "fresh_seeds": list(demo.fresh_seeds),
+            "labels": "the digits take turns, 0 to 9",
+        },
+        "converged": _result_json(demo.converged) | {"error": demo.converged_error, "errors": None},
+        "comparison": [
+            {
+                "evaluations": budget,
+                "what": pair.what,
+                "stock": _trial_json(pair.stock.trial),
+                "dode": _trial_json(pair.dode.trial),
+                "stock_error": pair.stock.error,
+                "dode_error": pair.dode.error,
+                "closer": pair.closer,
+            }
+            for budget in demo.budgets
+            for pair in pairs(demo, budget)
+        ],
+        "results": [_result_json(result) for result in demo.results],
+        "table": table_json(demo.table),
+    }
+
+
+def _trial_json(trial: Trial) -> dict[str, Any]:
+    return {
+        "solver": trial.solver,
+        "prediction": trial.row and trial.row.prediction,
+        "schedule": trial.schedule,
+        "discard_penultimate": trial.discard_penultimate,
+        "evaluations": trial.evaluations,
+    }
+
+
+def _result_json(result: Result) -> dict[str, Any]:
+    return _trial_json(result.trial) | {
+        "error": result.error,
+        "errors": result.errors.tolist(),
+    }
+
+
+@contextmanager
+def results_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write results into; they all appear in ``folder`` at the end, or none does.
+
+    Raises:
+        DodeError: ``folder`` has results already.
+        OSError: it cannot be written to.
+    """
+    _refuse_results(folder)
+    made = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
+            yield Path(part)
+            _refuse_results(folder)  # of another demo that has ended meanwhile
+            for file in Path(part).iterdir():
+                file.rename(folder / file.name)
+    finally:
+        if made:
+            with suppress(OSError):  # not empty: the results are there
+                folder.rmdir()
+
+
+def _refuse_results(folder: Path) -> None:
+    present = [name for name in FILES if (folder / name).exists()]
+    if present:
+        free = next(name for n in count(2) if not (name := folder.with_name(f"{folder.name}-{n}")).exists())
+        raise DodeError(
+            f"{folder} has {', '.join(present)} already, and nothing is overwritten: "
+            f"give another folder, such as --out {free}"
+        )
+
+
+def write_results(demo: Demo, folder: Path, *, command: str, seconds: float) -> None:
+    """Write ``FILES``.
+
+    Raises:
+        DodeError, OSError: there is no matplotlib, or a file cannot be written.
+    """
+    demo.table.save(folder / "lambda.safetensors")
+    grid_figure(demo).savefig(folder / "grid.png")
+    error_figure(demo).savefig(folder / "error.png")
+    lambda_figure(demo.table.rows).savefig(folder / "lambda.png")
+    text = json.dumps(demo_json(demo, command, seconds), ensure_ascii=False, indent=1, allow_nan=False)
+    (folder / "demo.json").write_text(text + "\n", encoding="utf-8")
+
+
+def grid_figure(demo: Demo) -> Figure:
+    """The digits 0 to 9 from the same noise by euler, the best stock sampler, the chosen D-variant, converged."""
+    goal = _pictures(demo.converged)
+
+    def row(words: str, result: Result, heads_group: bool) -> PictureRow:
+        pictures = _pictures(result)
+        images = np.concatenate([pictures, _AMPLIFIED * abs(pictures - goal)])
+        return PictureRow(f"{words}\n{result.trial.on}", images, result.trial.row is None, heads_group)
+
+    rows = []
+    for budget in demo.budgets[:_GRID_BUDGETS]:
+        best, chosen = demo.best_stock(budget), demo.chosen(budget)
+        euler = next(
+            r for r in demo.stock(budget) if (r.trial.solver, r.trial.on) == ("euler", chosen.trial.on)
+        )
+        for result in (euler, best, chosen):
+            words = f"{budget} × {result.trial.label}, error {number(result.error)}"
+            rows.append(row(words, result, heads_group=result is euler))
+    trial = demo.converged.trial
+    rows.append(row(f"converged: {trial.evaluations} × {trial.solver}", demo.converged, heads_group=True))
+    digits = [str(digit) for digit in range(CLASSES)]
+    title = f"Same noise, same network ({demo.kind}), cfg {demo.cfg:g}"
+    return picture_grid(
+        rows, [Block(title, digits), Block(f"Difference from converged, × {_AMPLIFIED}", digits)]
+    )
+
+
+def _pictures(result: Result) -> np.ndarray:
+    """One of each digit, ``[10, 16, 16]``, 0 to 1."""
+    return decode_to_picture(result.latents[:CLASSES]).squeeze(1).numpy()
+
+
+def error_figure(demo: Demo) -> Figure:
+    """A panel per solver with its D-variants, and one of the best stock sampler and the chosen D-variants."""
+    by_solver: dict[str, dict[str, list[Pair]]] = {}
+    for budget in demo.budgets:
+        for pair in pairs(demo, budget)[:-1]:
+            variants = by_solver.setdefault(pair.stock.trial.solver, {})
+            variants.setdefault(pair.dode.trial.label, []).append(pair)
+    panels = []
+    for solver, variants in by_solver.items():
+        stock = [pair.stock for pair in next(iter(variants.values()))]
+        curves = [_curve(f"{solver}, {stock[0].trial.on}", stock, stock=True)]
+        curves += [_curve(label, [pair.dode for pair in found]) for label, found in variants.items()]
+        panels.append(Panel(solver, curves))
+    best = [demo.best_stock(budget) for budget in demo.budgets]
+    chosen = [demo.chosen(budget) for budget in demo.budgets]
+    tried = len(demo.stock(demo.budgets[0]))
+    panels.append(
+        Panel(
+            "best of all",
+            [_curve(f"best stock of {tried}", best, stock=True), _curve("chosen D-ODE", chosen)],
+        )
+    )
+    note = (
+        f"Error: distance to the converged latent, whose own error is about {number(demo.converged_error)}; "
+        f"{len(demo.fresh_seeds)} fresh latents"
+    )
+    return error_against_evaluations_figure(panels, note)
+
+
+def _curve(label: str, results: list[Result], stock: bool = False) -> Curve:
+    return Curve(label, [r.trial.evaluations for r in results], [r.error for r in results], stock)

@@ -1,0 +1,116 @@
+// What the browser tests want to know of the page, printed as JSON.
+// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } } }
+
+import { readFileSync } from "node:fs";
+import { join } from "node:path";
+import { load, open, photograph, run } from "./page.mjs";
+
+const request = JSON.parse(readFileSync(0, "utf8"));
+const { browser, page, errors } = await open(request.url);
+const report = { workflows: {} };
+for (const [name, example] of Object.entries(request.workflows)) {
+  report.workflows[name] = await tryWorkflow(name, example);
+  report.again ??= await runAgain();
+}
+report.help = await openHelp("DODE_DistillLambdas");
+report.chinese = await inChinese();
+report.errors = errors;
+await browser.close();
+console.log(JSON.stringify(report));
+
+/** Load, run and photograph a workflow. */
+async function tryWorkflow(name, { workflow, changes }) {
+  errors.length = 0;
+  await load(page, workflow);
+  const facts = await page.evaluate(async () => {
+    const { app, LiteGraph } = window;
+    const boxes = app.graph.nodes.map(({ title, pos: [x, y], size: [width, height] }) => ({
+      title, left: x, right: x + width, top: y - LiteGraph.NODE_TITLE_HEIGHT, bottom: y + height,
+    }));
+    const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    return {
+      missing: app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type]),
+      overlaps: boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => overlap(a, b)).map((b) => [a.title, b.title])),
+      prompt: (await app.graphToPrompt()).output,
+    };
+  });
+  await setWidgets(changes);
+  const begun = Date.now();
+  facts.failure = await run(page);
+  facts.seconds = (Date.now() - begun) / 1000;
+  await photograph(page, join(request.screenshots, `${name}.png`));
+  facts.pictures = await page.evaluate(() =>
+    window.app.graph.nodes
+      .filter((node) => node.constructor.nodeData?.output_node)
+      .map((node) => ({ type: node.type, widths: (node.imgs ?? []).map((image) => image.naturalWidth) })),
+  );
+  return { ...facts, errors: [...errors] };
+}
+
+async function setWidgets(changes) {
+  await page.evaluate((changed) => {
+    for (const node of window.app.graph.nodes) {
+      for (const widget of node.widgets ?? []) {
+        widget.value = changed[node.type]?.[widget.name] ?? widget.value;
+      }
+    }
+  }, changes);
+}
+
+/** Run what is on the page once more: the types of nodes that come from the cache, and Distill's seeds. */
+async function runAgain() {
+  const seed = () =>
+    page.evaluate(() => {
+      const distil = window.app.graph.nodes.find((node) => node.type === "DODE_DistillLambdas");
+      return distil.widgets.find((widget) => widget.name === "seed").value;
+    });
+  const seeds = [await seed()];
+  await page.evaluate(() => {
+    window.app.api.addEventListener("execution_cached", (event) => (window.cached = event.detail.nodes), { once: true });
+  });
+  await run(page);
+  seeds.push(await seed());
+  return { seeds, cached: await page.evaluate(() => window.cached.map((id) => window.app.graph.getNodeById(id).type)) };
+}
+
+/** A newly added node's help, opened as people do: click on the node, then on the button above it. */
+async function openHelp(type) {
+  const title = await page.evaluate((nodeType) => {
+    const { app, LiteGraph } = window;
+    app.graph.clear();
+    app.canvas.ds.reset();
+    const node = LiteGraph.createNode(nodeType);
+    node.pos = [500, 300];
+    app.graph.add(node);
+    const view = app.canvas.canvas.getBoundingClientRect();
+    return { x: view.left + 560, y: view.top + 285 };
+  }, type);
+  await page.waitForTimeout(300);
+  await page.mouse.click(title.x, title.y);
+  await page.getByTestId("info-button").click();
+  const content = page.locator(".node-help-content");
+  await content.locator("h1").waitFor();
+  await content.locator("img").first().waitFor();
+  await page.waitForTimeout(500);
+  await page.screenshot({ path: join(request.screenshots, "help.png") });
+  return {
+    text: await content.innerText(),
+    widths: await content.locator("img").evaluateAll((images) => images.map((image) => image.naturalWidth)),
+    widgets: await page.evaluate(() => window.app.graph.nodes[0].widgets.map((widget) => widget.name)),
+  };
+}
+
+/** Names of a node's parts where the language of the settings is Chinese. */
+async function inChinese() {
+  const setLocale = (locale) => page.evaluate((value) => window.app.api.storeSetting("Comfy.Locale", value), locale);
+  await setLocale("zh");
+  await page.reload();
+  await page.waitForFunction(() => window.LiteGraph?.registered_node_types.DODE_KSampler);
+  await page.waitForTimeout(500);
+  const names = await page.evaluate(() => {
+    const { title, inputs, outputs } = window.LiteGraph.createNode("DODE_KSampler");
+    return { title, names: [...inputs, ...outputs].map((slot) => slot.localized_name) };
+  });
+  await setLocale("en");
+  return names;
+}

@@ -1,0 +1,148 @@
+"""The ComfyUI adapter in this process, and closed-form models to run its nodes on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dode_nodes import solvers
+
+COMPONENTS = torch.tensor([-1.0, 0.3, 1.2])
+VARIANCE = 0.04
+
+
+def mixture_denoised(x: Tensor, sigma: Tensor, offset: float, flow: bool) -> Tensor:
+    """E[x0 | x] where every element of x0 is drawn from three Gaussians: a nonlinear, exact denoiser."""
+    s = sigma.reshape(-1, *[1] * x.ndim).to(x)
+    a = 1 - s if flow else torch.ones_like(s)
+    means = COMPONENTS.to(x) + offset
+    variance = VARIANCE * a**2 + s**2
+    x = x.unsqueeze(-1)
+    weights = torch.softmax(-((x - a * means) ** 2) / (2 * variance), -1)
+    return (weights * (means * s**2 + a * x * VARIANCE) / variance).sum(-1)
+
+
+@pytest.fixture(scope="session")
+def pack(comfyui: ModuleType) -> Iterator[ModuleType]:
+    """``dode_nodes.hosts.comfy``, as after ComfyUI has called the entry point."""
+    import dode_nodes.hosts.comfy as host
+
+    host.DodeExtension()
+    yield host
+    solvers.use_host(None)
+
+
+@pytest.fixture(autouse=True)
+def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Names resolve in ComfyUI while a test of the pack runs, and only then."""
+    if "pack" not in request.fixturenames:
+        yield
+        return
+    from dode_nodes.hosts.comfy.samplers import host_sampler
+
+    request.getfixturevalue("pack")
+    solvers.use_host(host_sampler)
+    with torch.inference_mode():  # as the server runs nodes
+        yield
+    solvers.use_host(None)
+
+
+@pytest.fixture
+def make_model(pack: ModuleType) -> Callable[..., Any]:
+    """``make_model("EPS" | "V_PREDICTION" | "FLOW", channels=4, on_call=None)`` -> a ModelPatcher."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models_base
+
+    class Format(comfy.latent_formats.LatentFormat):
+        scale_factor = 0.5
+
+    class MixtureConfig(comfy.supported_models_base.BASE):
+        sampling_settings = {"shift": 1.0}  # noqa: RUF012
+        memory_usage_factor = 0.01
+
+        def __init__(self, channels: int, dimensions: int) -> None:
+            super().__init__({"disable_unet_model_creation": True, "in_channels": channels})
+            self.latent_format = Format()
+            self.latent_format.latent_channels = channels
+            self.latent_format.latent_dimensions = dimensions
+
+    class MixtureModel(comfy.model_base.BaseModel):
+        evaluated = 0
+        on_call: Callable[[int], None] | None = None
+
+        def _apply_model(self, x: Tensor, t: Tensor, c_concat: Any, c_crossattn: Tensor, *_: Any) -> Tensor:
+            self.evaluated += len(x)
+            if self.on_call is not None:
+                self.on_call(self.evaluated)
+            flow = self.model_type == comfy.model_base.ModelType.FLOW
+            rows = [
+                mixture_denoised(x[i : i + 1], t[i : i + 1], float(c_crossattn[i, 0, 0]), flow)
+                for i in range(len(x))
+            ]
+            return torch.cat(rows)
+
+    def make(kind: str = "EPS", channels: int = 4, dimensions: int = 2, on_call: Any = None) -> Any:
+        model = MixtureModel(MixtureConfig(channels, dimensions), getattr(comfy.model_base.ModelType, kind))
+        model.diffusion_model = torch.nn.Linear(16, 16)
+        model.diffusion_model.dtype = torch.float32
+        model.on_call = on_call
+        return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+    return make
+
+
+@pytest.fixture
+def run_node(pack: ModuleType) -> Callable[..., tuple[Any, ...]]:
+    """``run_node(NodeClass, **inputs)`` -> its outputs, called as ComfyUI calls it."""
+
+    def run(node: Any, **inputs: Any) -> tuple[Any, ...]:
+        return node.PREPARE_CLASS_CLONE({"unique_id": "7"}).EXECUTE_NORMALIZED(**inputs).args
+
+    return run
+
+
+@pytest.fixture
+def lambdas_folder(pack: ModuleType, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty folder that tables are saved to."""
+    from dode_nodes.hosts.comfy import tables
+
+    monkeypatch.setattr(tables, "save_folder", lambda: tmp_path)
+    return tmp_path
+
+
+def conditioning(*offsets: float) -> list[list[Any]]:
+    """A prompt: where the mixture lies; several make a batched conditioning."""
+    return [[torch.tensor(offsets).reshape(-1, 1, 1), {}]]
+
+
+@pytest.fixture
+def inputs(lambdas_folder: Any) -> SimpleNamespace:
+    """What most nodes take, small."""
+    return SimpleNamespace(
+        positive=conditioning(0.2),
+        negative=conditioning(-0.1),
+        latent={"samples": torch.zeros(1, 4, 4, 4)},
+        distil={
+            "positive": conditioning(0.2),
+            "negative": conditioning(-0.1),
+            "cfg": 2.0,
+            "latent": {"samples": torch.zeros(1, 4, 4, 4)},
+            "latents": 8,
+            "seed": 1,
+            "solver": "euler",
+            "scheduler": "karras",
+            "steps": "5, 8",
+            "scale": 4,
+            "teacher": "dpmpp_2m",
+            "prediction": "auto",
+            "micro_batch": 0,
+            "save_name": "table",
+        },
+    )

@@ -1,0 +1,83 @@
+"""What the engine's tests run on: schedules, latents, and denoisers that keep count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.oracles import two_peaks
+
+
+def karras(steps: int, sigma_max: float = 14.6, sigma_min: float = 0.05) -> Tensor:
+    """Karras sigmas and 0, ``[steps + 1]``, float64."""
+    ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
+    sigmas = (sigma_max ** (1 / 7) + ramp * (sigma_min ** (1 / 7) - sigma_max ** (1 / 7))) ** 7
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+def uniform(steps: int) -> Tensor:
+    """A flow model's plain schedule, ``[steps + 1]``, float64."""
+    return torch.linspace(1, 0, steps + 1, dtype=torch.float64)
+
+
+def exponential(steps: int) -> Tensor:
+    """Equal steps in log σ and a last one to 0, ``[steps + 1]``, float64."""
+    return torch.cat([torch.logspace(1, -1, steps, dtype=torch.float64), torch.zeros(1, dtype=torch.float64)])
+
+
+def latents(batch: int, *shape: int, sigma: float = 14.6, seed: int = 0) -> Tensor:
+    """Initial states, ``[batch, *shape]``, float64; ``[batch, 2, 3, 3]`` if no shape is given."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(batch, *(shape or (2, 3, 3)), generator=generator, dtype=torch.float64) * sigma
+
+
+class Counting:
+    """A denoiser that remembers what it is asked, and has attributes as a host's has."""
+
+    def __init__(self, denoise: Callable[..., Tensor] = two_peaks) -> None:
+        self.denoise = denoise
+        self.inner_model = object()
+        self.sigmas: list[float] = []
+        self.batches: list[int] = []
+        self.extra_args: list[dict[str, Any]] = []
+
+    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
+        assert sigma.shape == (len(x),)
+        self.sigmas.append(float(sigma[0]))
+        self.batches.append(len(x))
+        self.extra_args.append(extra_args)
+        return self.denoise(x, sigma, **extra_args)
+
+    @property
+    def evaluations(self) -> int:
+        """Of one latent each."""
+        return sum(self.batches)
+
+
+def writes_into_what_it_is_given(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """As ComfyUI's uni_pc, and its *_cfg_pp samplers with extra_args."""
+    extra_args["seed"] = None
+    extra_args["model_options"].clear()
+    for i in range(len(sigmas) - 1):
+        denoised = model(x, sigmas[i].expand(len(x)), **extra_args)
+        x -= (x - denoised) * (1 - sigmas[i + 1] / sigmas[i])
+        sigmas[i] = 100.0
+    return x
+
+
+def catches_everything(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    for sigma, sigma_next in pairwise(sigmas):
+        try:
+            denoised = model(x, sigma.expand(len(x)), **extra_args)
+        except Exception:
+            denoised = torch.zeros_like(x)
+        x = denoised + (x - denoised) * sigma_next / sigma
+    return x
+
+
+class Interrupted(Exception):
+    """What a host raises to stop a run."""

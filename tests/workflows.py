@@ -1,0 +1,64 @@
+"""The example workflows, as files and in the form that ComfyUI's /prompt takes."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from tests.comfyui import REPOSITORY
+
+Json = dict[str, Any]
+
+EXAMPLES = sorted((REPOSITORY / "example_workflows").glob("*.json"))
+NAMES = [path.stem for path in EXAMPLES]
+
+
+def read_example(name: str) -> Json:
+    """An example as the front end saved it."""
+    return json.loads((REPOSITORY / "example_workflows" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def to_prompt(workflow: Json, object_info: Json) -> Json:
+    """A saved workflow in API format, as the front end's ``graphToPrompt`` makes it.
+
+    Knows what the examples have: no subgraphs, no muted or bypassed nodes, no reroutes.
+    """
+    sources = {link: [str(node), slot] for link, node, slot, *_ in workflow["links"]}
+    prompt = {}
+    for node in workflow["nodes"]:
+        if node["type"] not in object_info:  # notes, of the front end alone
+            continue
+        inputs = _widgets(object_info[node["type"]]["input"], node["widgets_values"] or [])
+        inputs |= {
+            each["name"]: sources[each["link"]] for each in node["inputs"] if each.get("link") is not None
+        }
+        prompt[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return prompt
+
+
+def _widgets(declared: Json, values: list[Any]) -> Json:
+    remaining = iter(values)
+    inputs = {}
+    for name, (kind, *options) in (declared.get("required", {}) | declared.get("optional", {})).items():
+        if not isinstance(kind, list) and kind not in ("COMBO", "INT", "FLOAT", "STRING", "BOOLEAN"):
+            continue
+        inputs[name] = next(remaining)
+        controlled = (options or [{}])[0].get("control_after_generate")
+        if controlled or (controlled is None and name in ("seed", "noise_seed")):
+            next(remaining)  # fixed, increment, …
+    assert next(remaining, None) is None, f"{declared} does not take {values}"
+    return inputs
+
+
+def nodes_of(prompt: Json, class_type: str) -> list[Json]:
+    """The inputs of all nodes of a type."""
+    return [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
+
+
+def make_cheap(prompt: Json) -> Json:
+    """The same graph in less time: for graphs that load a checkpoint, which is not made for a CPU."""
+    for latent in nodes_of(prompt, "EmptyLatentImage"):
+        latent |= {"width": 64, "height": 64}
+    for distil in nodes_of(prompt, "DODE_DistillLambdas"):
+        distil |= {"latents": 4, "scale": 2}
+    return prompt
