@@ -9,12 +9,14 @@ import shlex
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .describe import summary_text, table_json, table_text
 from .errors import DodeError, TableError
+from .plots import matplotlib_figure
 from .table import LambdaTable
 
 
@@ -85,9 +87,10 @@ def _demo(options: argparse.Namespace) -> int:
     from .demo.models import load_demo_model
     from .demo.results import comparison_text, results_folder, write_results
 
+    matplotlib_figure()  # raises now, not after a minute's work, where it is missing
     begun = time.monotonic()
     with results_folder(options.out) as folder:
-        with _Bars() as bars:
+        with closing(_Bars()) as bars:
             demo = run_demo(
                 load_demo_model(options.model),
                 options.steps,
@@ -109,16 +112,13 @@ class _Bars:
         self._bar: tqdm | None = None
         self._stage = ""
 
-    def __enter__(self) -> _Bars:
-        return self
-
-    def __exit__(self, *_: object) -> None:
+    def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
 
     def tell(self, stage: str, done: int, total: int) -> None:
         if stage != self._stage:
-            self.__exit__()
+            self.close()
             self._bar = tqdm(desc=f"{stage:18}", total=total, unit=" evaluations", unit_scale=True)
             self._stage = stage
         self._bar.total = total  # it grows where λ has to be shrunk
@@ -128,7 +128,7 @@ class _Bars:
 def _show(options: argparse.Namespace) -> int:
     table = LambdaTable.load(options.file)
     if options.json:
-        print(json.dumps(table_json(table), ensure_ascii=False, indent=1, allow_nan=False))
+        print(json.dumps(table_json(table), indent=1, allow_nan=False))
     else:
         print(table_text(table))
     return 0

@@ -89,8 +89,10 @@ def _notes(row: LambdaRow) -> list[str]:
         notes.append("λ did harm on the held-out latents and was set to 0: this is the stock solver")
     elif _is_number(shrunk_to) and shrunk_to != 1:
         notes.append(f"λ did harm on the held-out latents and was shrunk to {shrunk_to:g} of what was fitted")
-    if undetermined := report.get("undetermined"):
-        notes.append(f"undetermined, and 0, at evaluations (counted from 0): {_words(undetermined)}")
+    undetermined = report.get("undetermined")
+    if undetermined and isinstance(undetermined, list) and all(map(_is_number, undetermined)):
+        numbers = ", ".join(str(k + 1) for k in undetermined)
+        notes.append(f"λ moves nothing, and is 0, at evaluation {numbers}")
     if isinstance(report.get("evaluations"), dict):
         notes.append(f"network evaluations spent: {_facts(report['evaluations'])}")
     return notes

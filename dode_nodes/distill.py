@@ -49,7 +49,7 @@ def distill(
     settings: dict[str, Any] | None = None,
     progress: Callable[[Progress], None] | None = None,
 ) -> LambdaRow:
-    """Find one λ per network evaluation of a few-step solver.
+    """Find one λ per network evaluation of a few-step solver (Kim et al. 2024, arXiv:2309.16421).
 
     Costs the teacher's evaluations, the student's, and the plain solver's on the held-out latents; a
     few student runs on those if λ has to be shrunk. The report says how many.
@@ -153,8 +153,8 @@ def _settings(groups: Sequence[Group]) -> dict[str, Any]:
 
 
 def _check_targets(targets: Targets, groups: Sequence[Group], queries: Queries) -> None:
-    x = torch.cat([group.x.cpu() for group in groups])
-    if x.shape != targets.x.shape or not torch.equal(x, targets.x):
+    x, theirs = torch.cat([group.x.detach().cpu() for group in groups]), targets.x
+    if (x.shape, x.dtype) != (theirs.shape, theirs.dtype) or not torch.equal(x, theirs):
         raise DodeError(
             "these targets were made from other latents: run the teacher on the ones to distil on"
         )

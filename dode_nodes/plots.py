@@ -269,13 +269,22 @@ def _styles() -> cycle:
     )
 
 
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure; sizes in inches."""
+def matplotlib_figure() -> type[Figure]:
+    """matplotlib's class of figures.
+
+    Raises:
+        DodeError: there is no matplotlib; the message says how to get it.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise DodeError("pictures need matplotlib: pip install 'dode-nodes[demo]'") from error
-    return Figure(figsize=(width, height), dpi=DPI, facecolor="white")
+    return Figure
+
+
+def _figure(width: float, height: float) -> Figure:
+    """An empty figure; sizes in inches."""
+    return matplotlib_figure()(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
 def _panels(down: int, across: int, *, share: bool = False) -> tuple[Figure, list[Axes]]:

@@ -60,17 +60,35 @@ def sample_dode(
         run, options, denoiser = resolve(solver or "euler"), {}, model
     else:
         run, options = _solver_of(row, solver), dict(row.solver_options)
-        _check_channels(row, x)
-        serving, step = _serving(row, sigmas, interpolate)
-        _check_end(serving, step, sigmas, run, model)
-        denoiser = DodeDenoiser(
-            model,
-            serving.corrections,
-            serving.prediction,
-            first=serving.first_evaluation(step),
-            told_sigmas=serving.told_sigmas,
-        )
+        denoiser = dode_denoiser(model, x.shape[1], sigmas, row, run, interpolate=interpolate)
     return run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+
+
+def dode_denoiser(
+    model: Denoiser,
+    channels: int,
+    sigmas: Tensor,
+    row: LambdaRow,
+    run: Sampler,
+    *,
+    interpolate: bool = False,
+) -> DodeDenoiser:
+    """The model with the row's weights, for one run of the row's solver ``run`` over these sigmas.
+
+    Raises:
+        DodeError: the row does not serve these sigmas or this number of channels.
+    """
+    if row.channels not in (None, channels):
+        raise DodeError(f"this row has weights for {row.channels} channels, the latent has {channels}")
+    serving, step = _serving(row, sigmas, interpolate)
+    _check_end(serving, step, sigmas, run, model)
+    return DodeDenoiser(
+        model,
+        serving.corrections,
+        serving.prediction,
+        first=serving.first_evaluation(step),
+        told_sigmas=serving.told_sigmas,
+    )
 
 
 def _solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
@@ -79,11 +97,6 @@ def _solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
     if solver is not None and solver_name(solver) != row.solver:
         raise DodeError(f"this row is for the solver '{row.solver}', not '{solver_name(solver)}'")
     return resolve(row.solver if solver is None else solver)
-
-
-def _check_channels(row: LambdaRow, x: Tensor) -> None:
-    if row.channels not in (None, x.shape[1]):
-        raise DodeError(f"this row has weights for {row.channels} channels, the latent has {x.shape[1]}")
 
 
 def _serving(row: LambdaRow, sigmas: Tensor, interpolate: bool) -> tuple[LambdaRow, int]:

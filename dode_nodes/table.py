@@ -27,7 +27,7 @@ def _numbers(value: Any, name: str) -> np.ndarray:
     """A detached, read-only copy in float64."""
     try:
         array = np.array(value, dtype=np.float64)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DodeError(f"{name} must be numbers: {error}") from error
     if not np.isfinite(array).all():
         raise DodeError(f"{name} has NaN or infinite entries")

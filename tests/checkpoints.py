@@ -32,7 +32,9 @@ def write_sd15(path: Path) -> None:
     }
     torch.manual_seed(0)
     shapes = {
-        prefix + name: weight.shape for prefix, part in parts.items() for name, weight in part.state_dict().items()
+        prefix + name: weight.shape
+        for prefix, part in parts.items()
+        for name, weight in part.state_dict().items()
     }
     header, end = {}, 0
     for name, shape in shapes.items():

@@ -132,12 +132,12 @@ def test_one_lambda_for_all_latents_makes_a_linear_model_exact(flow, schedule):
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun", "dpm_solver_3"])
-@pytest.mark.parametrize("size", [1, 2, 3, 100])
+@pytest.mark.parametrize("size", [1, 3, 100])
 def test_micro_batches_do_not_matter(solver, size):
     x = latents(7)
-    expected = distill(two_peaks, x, SIGMAS, solver=solver, scale=4)
+    expected = distill(two_peaks, x, SIGMAS, solver=solver, scale=2)
     model = Counting()
-    row = distill(model, x, SIGMAS, solver=solver, scale=4, micro_batch=size)
+    row = distill(model, x, SIGMAS, solver=solver, scale=2, micro_batch=size)
     np.testing.assert_allclose(row.weights, expected.weights, rtol=1e-9, atol=1e-12)
     assert row.report["error"]["dode_end"] == pytest.approx(expected.report["error"]["dode_end"], rel=1e-9)
     assert max(model.batches) == min(size, 7)
@@ -147,10 +147,10 @@ def test_micro_batches_do_not_matter(solver, size):
 def test_groups_do_not_matter(sizes):
     x = latents(7)  # one latent is held out, the last, of one group and of many
     groups = [Group(two_peaks, part) for part in x.split(sizes)]
-    expected = weights(two_peaks, x, SIGMAS, scale=4)
+    expected = weights(two_peaks, x, SIGMAS, scale=2)
     for size in (None, 2):
         np.testing.assert_allclose(
-            weights(groups, None, SIGMAS, scale=4, micro_batch=size), expected, rtol=1e-9
+            weights(groups, None, SIGMAS, scale=2, micro_batch=size), expected, rtol=1e-9
         )
 
 
@@ -171,24 +171,24 @@ def test_every_latent_keeps_its_own_conditioning(size):
     def by_index(indices):
         return {"shift": SHIFTS[indices]}
 
-    expected = weights(shifted, x, SIGMAS, scale=4, extra_args=lambda indices: by_index(indices))
+    expected = weights(shifted, x, SIGMAS, scale=2, extra_args=lambda indices: by_index(indices))
     groups = [Group(shifted, x[i : i + 1], {"shift": SHIFTS[i : i + 1]}) for i in range(7)]
-    np.testing.assert_allclose(weights(groups, None, SIGMAS, scale=4), expected, rtol=1e-9)
-    whole = weights(shifted, x, SIGMAS, scale=4, extra_args=by_index, micro_batch=size)
+    np.testing.assert_allclose(weights(groups, None, SIGMAS, scale=2), expected, rtol=1e-9)
+    whole = weights(shifted, x, SIGMAS, scale=2, extra_args=by_index, micro_batch=size)
     np.testing.assert_allclose(whole, expected, rtol=1e-9)
     halves = [
         Group(shifted, x[:3], by_index),
         Group(shifted, x[3:], lambda indices: {"shift": SHIFTS[3:][indices]}),
     ]
-    np.testing.assert_allclose(weights(halves, None, SIGMAS, scale=4, micro_batch=size), expected, rtol=1e-9)
-    assert not np.allclose(weights(two_peaks, x, SIGMAS, scale=4), expected)
+    np.testing.assert_allclose(weights(halves, None, SIGMAS, scale=2, micro_batch=size), expected, rtol=1e-9)
+    assert not np.allclose(weights(two_peaks, x, SIGMAS, scale=2), expected)
 
 
 def euler_lambdas(x):
     return weights(two_peaks, x, SIGMAS, scale=3)
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(order=st.permutations(range(6)))
 def test_order_of_the_fitted_latents_does_not_matter(order):
     x = latents(7)
@@ -219,8 +219,8 @@ def test_lambda_is_dimensionless(scale):
 @pytest.mark.parametrize("shape", [(6,), (2, 9), (2, 3, 3), (2, 2, 3, 3)])
 def test_any_rank(shape):
     x = latents(5, *shape)
-    expected = weights(two_peaks, x.flatten(1), SIGMAS, scale=4)
-    np.testing.assert_allclose(weights(two_peaks, x, SIGMAS, scale=4), expected, rtol=1e-9)
+    expected = weights(two_peaks, x.flatten(1), SIGMAS, scale=2)
+    np.testing.assert_allclose(weights(two_peaks, x, SIGMAS, scale=2), expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
@@ -232,8 +232,8 @@ def test_half_precision(solver, dtype):
         assert x.dtype == dtype
         return two_peaks(x, sigma.to(dtype))
 
-    exact = distill(two_peaks, latents(16), SIGMAS, solver=solver)
-    row = distill(model, latents(16).to(dtype), SIGMAS.float(), solver=solver)
+    exact = distill(two_peaks, latents(16), SIGMAS, solver=solver, scale=4)
+    row = distill(model, latents(16).to(dtype), SIGMAS.float(), solver=solver, scale=4)
     assert row.settings["dtype"] == str(dtype).removeprefix("torch.")
     tolerance = {torch.float32: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.3}[dtype]
     if solver != "heun":
@@ -333,6 +333,16 @@ def test_callable_solver():
     x = latents(2, seed=3)
     ours = sample_dode(two_peaks, x, SIGMAS, disable=True, row=row, solver=mine)
     assert torch.equal(ours, sample_dode(two_peaks, x, SIGMAS, disable=True, row=named))
+
+
+def test_options_reach_the_solver_everywhere():
+    def damped(model, x, sigmas, *, by, **kwargs):
+        return sample_euler(lambda x, sigma, **args: by * model(x, sigma, **args), x, sigmas, **kwargs)
+
+    row = distill(two_peaks, latents(4), SIGMAS, solver=damped, solver_options={"by": 1.0}, scale=2)
+    np.testing.assert_allclose(row.weights, weights(two_peaks, latents(4), SIGMAS, scale=2), rtol=1e-9)
+    other = weights(two_peaks, latents(4), SIGMAS, solver=damped, solver_options={"by": 0.9}, scale=2)
+    assert not np.allclose(row.weights, other)
 
 
 def test_sampler_that_writes_into_what_it_is_given():
@@ -463,10 +473,9 @@ def test_wrong_input_is_refused_before_any_evaluation(changes, why):
 
 def test_targets_of_other_latents_or_schedules_are_refused():
     model, targets = Counting(), run_teacher(two_peaks, latents(3), SIGMAS, scale=2)
-    with pytest.raises(DodeError, match="made from other latents"):
-        distill(model, latents(3, seed=1), SIGMAS, targets=targets)
-    with pytest.raises(DodeError, match="made from other latents"):
-        distill(model, latents(2), SIGMAS, targets=targets)
+    for other in (latents(3, seed=1), latents(2), latents(3).float(), latents(3).flatten(1)):
+        with pytest.raises(DodeError, match="made from other latents"):
+            distill(model, other, SIGMAS, targets=targets)
     with pytest.raises(DodeError, match=r"no state at σ = .*: run the teacher for this schedule and solver"):
         distill(model, latents(3), karras(6), targets=targets)
     with pytest.raises(DodeError, match=r"no state at σ = .*: run the teacher for this schedule and solver"):

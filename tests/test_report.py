@@ -120,8 +120,9 @@ def test_part_of_lambda_that_is_kept_is_the_best_one():
 
 
 def test_lambda_without_effect_is_not_kept():
-    """No better than the stock solver is not good enough."""
-    row = distill(fitted_elsewhere(lambda x, sigma: torch.full_like(x, 0.5)), None, SIGMAS)
+    """No better than the stock solver is not good enough: here every output is the one before it again."""
+    groups = fitted_elsewhere(lambda x, sigma: torch.full_like(x, 0.5))
+    row = distill(groups, None, SIGMAS, prediction="data")
     assert row.report["shrunk_to"] == 0.0
     assert not row.weights.any()
 
@@ -135,6 +136,7 @@ def test_search_is_counted_and_announced():
     assert spent == {"teacher": 50 * 7 + 25, "student": 5 * 7, "stock": 5, "shrinking": 15}
     assert sum(spent.values()) == model.evaluations + groups[0].model.evaluations
     assert told[-1].done == told[-1].total == sum(spent.values())
+    assert {p.total for p in told if p.stage == "shrinking λ"} == {sum(spent.values())}
     assert {p.stage for p in told} == {"teacher", "student", "stock solver", "shrinking λ"}
 
 

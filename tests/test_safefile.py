@@ -22,7 +22,7 @@ METADATA = {"format": "test", "text": "λ"}
 
 @pytest.fixture(autouse=True)
 def _in_time():
-    """Whatever the file, reading it does not hang."""
+    """Whatever the file, reading it does not hang: the alarm ends the process."""
     signal.alarm(20)
     yield
     signal.alarm(0)

@@ -164,6 +164,7 @@ def test_odd_text_survives(tmp_path):
         ({"sigmas": [8.0, 4.0, 2.0, float("nan")]}, "sigmas has NaN"),
         ({"sigmas": [[8.0, 4.0, 2.0, 0.0]]}, "must descend"),
         ({"sigmas": ["a", "b"]}, "sigmas must be numbers"),
+        ({"sigmas": [10**400, 0]}, "sigmas must be numbers"),
         ({"sigmas": [0.0], "evaluations": ()}, "must descend"),
         ({"evaluations": (1, 1)}, "evaluations must be 3 whole numbers"),
         ({"evaluations": (1, 1, 1.0)}, "evaluations must be 3 whole numbers"),

@@ -178,6 +178,18 @@ def test_states_keep_the_latents_precision(dtype):
     assert len(targets.states) == 5  # a schedule in half precision, too, is cut into distinct σ
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_teacher_runs_in_the_precision_of_the_schedule(dtype):
+    seen = set()
+
+    def mine(model, x, sigmas, **kwargs):
+        seen.add(sigmas.dtype)
+        return sample_euler(model, x, sigmas, **kwargs)
+
+    run_teacher(two_peaks, latents(1).to(dtype), karras(4).to(dtype), teacher=mine, scale=2)
+    assert seen == {dtype}
+
+
 # --- What is refused ----------------------------------------------------------------------------------
 
 

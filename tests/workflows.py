@@ -28,7 +28,7 @@ def to_prompt(workflow: Json, object_info: Json) -> Json:
     for node in workflow["nodes"]:
         if node["type"] not in object_info:  # notes, of the front end alone
             continue
-        inputs = _widgets(object_info[node["type"]]["input"], node["widgets_values"] or [])
+        inputs = _widgets(object_info[node["type"]]["input"], node.get("widgets_values", []))
         inputs |= {
             each["name"]: sources[each["link"]] for each in node["inputs"] if each.get("link") is not None
         }
@@ -50,15 +50,22 @@ def _widgets(declared: Json, values: list[Any]) -> Json:
     return inputs
 
 
-def nodes_of(prompt: Json, class_type: str) -> list[Json]:
-    """The inputs of all nodes of a type."""
-    return [node["inputs"] for node in prompt.values() if node["class_type"] == class_type]
+CHEAP = {
+    "EmptyLatentImage": {"width": 64, "height": 64},
+    "DODE_DistillLambdas": {"latents": 4, "scale": 2, "steps": "8"},
+}
+"""Changes to a graph with a checkpoint, which is not made for a CPU: widgets of node types."""
 
 
-def make_cheap(prompt: Json) -> Json:
-    """The same graph in less time: for graphs that load a checkpoint, which is not made for a CPU."""
-    for latent in nodes_of(prompt, "EmptyLatentImage"):
-        latent |= {"width": 64, "height": 64}
-    for distil in nodes_of(prompt, "DODE_DistillLambdas"):
-        distil |= {"latents": 4, "scale": 2}
-    return prompt
+def changes_for(name: str) -> Json:
+    """What to change in an example to try it here."""
+    loads = any(node["type"] == "CheckpointLoaderSimple" for node in read_example(name)["nodes"])
+    return CHEAP if loads else {}
+
+
+def change(prompt: Json, changes: Json) -> Json:
+    """The graph with other values in some nodes' widgets."""
+    return {
+        number: node | {"inputs": node["inputs"] | changes.get(node["class_type"], {})}
+        for number, node in prompt.items()
+    }

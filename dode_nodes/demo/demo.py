@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -25,21 +25,24 @@ from .networks import CLASSES
 
 STUDENTS = (("euler", "noise"), ("euler", "data"), ("dpmpp_2m", "data"), ("ipndm", "data"))
 """What is distilled: a solver, and what λ corrects."""
-STUDENT_SCHEDULE = {"eps": "karras", "flow": "simple"}
-"""The students' σ, by the model's kind."""
+STUDENT_SCHEDULE = {"eps": ("karras", True), "flow": ("simple", True)}
+"""The students' σ, by the model's kind: a schedule, and whether its penultimate σ is left out."""
 TEACHER = "dpmpp_2m"
 SCALE = 10
 """The teacher's steps per student step."""
 
 STOCK_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm", "deis")
-STOCK_SCHEDULES = {"eps": ("karras", "simple"), "flow": ("simple", "karras")}
+STOCK_SCHEDULES = {"eps": ("karras", "beta"), "flow": ("simple", "beta")}
 """What the stock solvers are tried on, with and without the penultimate σ."""
 
-REFERENCE_SOLVER = "dpmpp_3m"
-REFERENCE_STEPS = 120  # of the converged solution: at least so many, and REFERENCE_SCALE per student step
-REFERENCE_SCALE = 12
+REFERENCE_SOLVER = "ipndm"
+REFERENCE_STEPS = 160  # of the converged solution: at least so many, and REFERENCE_SCALE per student step
+REFERENCE_SCALE = 16
 
 _MICRO_BATCH = 20  # latents at a time: what fits a CPU's cache
+_SEEDS_APART = (
+    10_000  # so that no two seeds share a latent, nor the latents that this module's choices were made on
+)
 
 Tell = Callable[[str, int, int], None]
 """Told of progress: what is being done, evaluations (of one latent) behind, evaluations in all."""
@@ -59,8 +62,8 @@ class Trial:
 
     solver: str
     schedule: str
+    discard_penultimate: bool
     sigmas: Tensor = field(repr=False)
-    discard_penultimate: bool = False
     row: LambdaRow | None = field(default=None, repr=False)
 
     @property
@@ -183,15 +186,17 @@ def run_demo(
         raise DodeError(f"cfg must be a finite number, not {cfg}")
     if not 0 <= seed < 2**32:
         raise DodeError(f"the seed must lie between 0 and {2**32 - 1}, not {seed}")
-    first = seed * (latents + fresh_latents)
+    first = (seed + 1) * _SEEDS_APART
     latent_seeds = range(first, first + latents)
     fresh_seeds = range(latent_seeds.stop, latent_seeds.stop + fresh_latents)
 
     fitted, fresh = _group(model, cfg, latent_seeds), _group(model, cfg, fresh_seeds)
+    stock = _stock(model, budgets)
     students = _distil(model, fitted, budgets, {"cfg": cfg, "seed": seed}, tell)
-    trials = [*students, *_stock(model, budgets)]
+    trials = [*students, *stock]
     steps = max(REFERENCE_STEPS, REFERENCE_SCALE * budgets[-1])
-    references = [Trial(REFERENCE_SOLVER, *_schedule(model, n)) for n in (steps, steps // 2)]
+    schedule, _ = STUDENT_SCHEDULE[model.kind]
+    references = [_trial(model, REFERENCE_SOLVER, schedule, False, n) for n in (steps, steps // 2)]
 
     converged, half = _sample(fresh, references, "converged solution", tell)
     ends = _sample(fresh, trials, f"{len(trials)} samplers", tell)
@@ -215,16 +220,16 @@ def _group(model: DemoModel, cfg: float, seeds: Sequence[int]) -> Group:
     return Group(model.denoiser(cfg), model.noise(seeds), lambda indices: {"labels": labels[indices]})
 
 
-def _schedule(model: DemoModel, steps: int) -> tuple[str, Tensor]:
-    """The students' schedule, its name first."""
-    name = STUDENT_SCHEDULE[model.kind]
-    return name, make_sigmas(name, steps, model.noise_schedule)
+def _trial(model: DemoModel, solver: str, schedule: str, discard_penultimate: bool, steps: int) -> Trial:
+    """Of a stock sampler."""
+    sigmas = make_sigmas(schedule, steps, model.noise_schedule, discard_penultimate=discard_penultimate)
+    return Trial(solver, schedule, discard_penultimate, sigmas)
 
 
 def _stock(model: DemoModel, budgets: Sequence[int]) -> list[Trial]:
     """Every stock solver on every schedule and ending."""
     return [
-        Trial(solver, name, make_sigmas(name, n, model.noise_schedule, discard_penultimate=discard), discard)
+        _trial(model, solver, name, discard, n)
         for n in budgets
         for solver in STOCK_SOLVERS
         for name in STOCK_SCHEDULES[model.kind]
@@ -236,24 +241,26 @@ def _distil(
     model: DemoModel, group: Group, budgets: Sequence[int], settings: dict[str, float], tell: Tell
 ) -> list[Trial]:
     """Every student on every budget's schedule, from one run of the teacher."""
-    schedules = [_schedule(model, n) for n in budgets]
+    students = [
+        (_trial(model, solver, *STUDENT_SCHEDULE[model.kind], n), prediction)
+        for n in budgets
+        for solver, prediction in STUDENTS
+    ]
     targets = run_teacher(
         [group],
         None,
-        [sigmas for _, sigmas in schedules],
+        [trial.sigmas for trial, _ in students[:: len(STUDENTS)]],
         solvers=sorted({solver for solver, _ in STUDENTS}),
         teacher=TEACHER,
         scale=SCALE,
         micro_batch=_MICRO_BATCH,
         progress=lambda p: tell("teacher", p.done, p.total),
     )
-    students = [(name, sigmas, *student) for name, sigmas in schedules for student in STUDENTS]
     latents = len(group.x) + len(held_out([group]))
-    ahead = sum((len(sigmas) - 1) * latents for _, sigmas, *_ in students)
-    behind = 0
+    behind, ahead = 0, latents * sum(trial.evaluations for trial, _ in students)
     trials = []
-    for name, sigmas, solver, prediction in students:
-        ahead -= (len(sigmas) - 1) * latents
+    for trial, prediction in students:
+        ahead -= latents * trial.evaluations
 
         def tell_of_all(p: Progress, behind: int = behind, ahead: int = ahead) -> None:
             tell(f"{len(students)} students", behind + p.done, behind + p.total + ahead)
@@ -261,16 +268,16 @@ def _distil(
         row = distill(
             [group],
             None,
-            sigmas,
-            solver=solver,
+            trial.sigmas,
+            solver=trial.solver,
             prediction=prediction,
             targets=targets,
             micro_batch=_MICRO_BATCH,
-            settings=settings | {"schedule": name},
+            settings=settings | {"schedule": trial.on},
             progress=tell_of_all,
         )
-        behind += sum(row.report["evaluations"].values()) - row.report["evaluations"]["teacher"]
-        trials.append(Trial(solver, name, sigmas, row=row))
+        behind += sum(count for stage, count in row.report["evaluations"].items() if stage != "teacher")
+        trials.append(replace(trial, row=row))
     return trials
 
 

@@ -49,7 +49,9 @@ class CompareSamplers(io.ComfyNode):
                 io.Int.Input("steps", default=8, min=1, max=1000, tooltip="Steps of the row to compare."),
                 solver_filter(),
                 io.Int.Input("pictures", default=4, min=1, max=64, tooltip="How many noises to compare on."),
-                seed_input("Seed of the noises. Take another one than the table was distilled with.", default=1),
+                seed_input(
+                    "Seed of the noises. Take another one than the table was distilled with.", default=1
+                ),
                 io.Int.Input(
                     "scale",
                     default=10,

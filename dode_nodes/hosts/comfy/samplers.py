@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from types import SimpleNamespace
 
 import comfy.model_sampling
@@ -12,11 +13,13 @@ import torch
 from ...errors import IneligibleSampler
 from ...probe import probe_student, probe_teacher
 from ...solvers import SOLVERS, Sampler, resolve
+from ...teacher import refined_grid
 
 ANY = "any"
 """In a node's solver filter: rows of every solver."""
 
 _SIGMAS = torch.tensor([14.0, 5.0, 2.0, 0.7, 0.0])
+_GRID = refined_grid([_SIGMAS.tolist()], [_SIGMAS], 4, flow=False).float()  # unequal steps, as teachers get
 _verdicts: dict[tuple[str, Sampler], tuple[bool, bool]] = {}
 
 
@@ -53,7 +56,7 @@ def _verdict(name: str) -> tuple[bool, bool]:
         return False, False
     key = (name, _identity(sampler))
     if key not in _verdicts:
-        _verdicts[key] = tuple(_passes(probe, sampler) for probe in (probe_student, probe_teacher))
+        _verdicts[key] = _passes(probe_student, sampler, _SIGMAS), _passes(probe_teacher, sampler, _GRID)
     return _verdicts[key]
 
 
@@ -62,11 +65,11 @@ def _identity(sampler: Sampler) -> Sampler:
     return getattr(sampler, "__code__", sampler)
 
 
-def _passes(probe: type, sampler: Sampler) -> bool:
+def _passes(probe: Callable[..., object], sampler: Sampler, sigmas: torch.Tensor) -> bool:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of samplers that nobody has chosen
         try:
-            probe(sampler, _SIGMAS, model=_eps_model())
+            probe(sampler, sigmas, model=_eps_model())
         except IneligibleSampler:
             return False
     return True

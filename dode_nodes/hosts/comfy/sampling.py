@@ -11,9 +11,9 @@ import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...denoiser import DodeDenoiser
+from ...denoiser import Denoiser, DenoiserProxy
 from ...errors import DodeError
-from ...sample import sample_dode
+from ...sample import dode_denoiser, sample_dode
 from ...solvers import Sampler, resolve
 from ...table import LambdaRow, LambdaTable, Match
 from .facts import check_model
@@ -95,14 +95,10 @@ def apply_to_model(model: ModelPatcher, table: LambdaTable, solver: str, node_id
         if match.row is None:
             remark(node_id, [f"λ is not applied, this samples as stock: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
-        row = match.row
         noise = args[1] if len(args) > 1 else kwargs["noise"]
-        remark(node_id, usage_remarks(row, getattr(guider, "cfg", None), noise))
-        if row.channels not in (None, noise.shape[1]):
-            raise DodeError(
-                f"this row has weights for {row.channels} channels, the latent has {noise.shape[1]}"
-            )
-        options = extra_args["model_options"] | {_RUN: _Run(row, row.first_evaluation(match.step))}
+        remark(node_id, usage_remarks(match.row, getattr(guider, "cfg", None), noise))
+        run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), noise.shape[1], sigmas, match.row)
+        options = extra_args["model_options"] | {_RUN: run}
         return executor(guider, sigmas, extra_args | {"model_options": options}, *args, **kwargs)
 
     def around_prediction(
@@ -134,22 +130,27 @@ def is_applied(model: ModelPatcher) -> bool:
 
 
 class _Run:
-    """The corrections of one run, and the outputs that they refer to."""
+    """One run's corrections, and the outputs that they refer to."""
 
-    def __init__(self, row: LambdaRow, first: int) -> None:
-        self._model: Callable[..., torch.Tensor] | None = None
-        self._denoiser = DodeDenoiser(
-            self._evaluate, row.corrections, row.prediction, first=first, told_sigmas=row.told_sigmas
-        )
+    def __init__(
+        self, model: comfy.samplers.KSamplerX0Inpaint, channels: int, sigmas: torch.Tensor, row: LambdaRow
+    ) -> None:
+        self._below = _Below(model)
+        self._denoiser = dode_denoiser(self._below, channels, sigmas, row, resolve(row.solver))
 
-    def _evaluate(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        return self._model(x, sigma)
-
-    def denoise(
-        self, model: Callable[..., torch.Tensor], x: torch.Tensor, sigma: torch.Tensor
-    ) -> torch.Tensor:
-        self._model = model
+    def denoise(self, below: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """What the sampler is handed in place of what ``below`` predicts."""
+        self._below.call = below
         return self._denoiser(x, sigma)
+
+
+class _Below(DenoiserProxy):
+    """The prediction that 'Apply λ to model' stands before: another callable at every evaluation."""
+
+    call: Denoiser
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return self.call(x, sigma)
 
 
 def _is_solver_of(row: LambdaRow, function: Sampler) -> bool:

@@ -1,17 +1,21 @@
-"""Makes the λ tables of the demo models, and the example workflows and their thumbnails.
+"""Makes the demo models' λ tables, the example workflows with thumbnails, and the help pages' pictures.
 
 python -m tests.hosts.comfy.make_examples tables       # lambdas/demo_*.safetensors, by the node Distill λ
 python -m tests.hosts.comfy.make_examples workflows    # example_workflows/*, by the front end in Chromium
+python -m tests.hosts.comfy.make_examples help         # web/docs/assets/*, by Inspect and Compare
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import shutil
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from tests.browser import node_environment
 from tests.comfyui import REPOSITORY, find_comfyui
@@ -19,6 +23,8 @@ from tests.server import ComfyServer, errors_of
 
 DIGITS = (2, 3, 5, 8)
 SCHEDULERS = {"eps": "karras", "flow": "simple"}
+EMPTY = {"width": 64, "height": 64, "batch_size": 1}
+THUMBNAIL_WIDTH = 1000
 SCRIPT = Path(__file__).parent / "browser" / "make_examples.mjs"
 
 
@@ -29,7 +35,6 @@ def table_prompt(kind: str) -> dict[str, Any]:
         for digit in DIGITS
     }
     first, second, third, fourth = digits
-    empty = {"width": 64, "height": 64, "batch_size": 1}
     distil = {
         "model": [first, 0], "positive": [first, 1], "negative": [first, 2], "cfg": 2.0, "latent": ["empty", 0],
         "positive_2": [second, 1], "positive_3": [third, 1], "positive_4": [fourth, 1],
@@ -38,7 +43,7 @@ def table_prompt(kind: str) -> dict[str, Any]:
         "micro_batch": 0, "save_name": f"demo_{kind}",
     }  # fmt: skip
     return digits | {
-        "empty": {"class_type": "EmptyLatentImage", "inputs": empty},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": EMPTY},
         "distil": {"class_type": "DODE_DistillLambdas", "inputs": distil},
     }
 
@@ -57,16 +62,49 @@ def make_workflows(server: ComfyServer) -> None:
     """Build, run and photograph the examples."""
     target = REPOSITORY / "example_workflows"
     target.mkdir(exist_ok=True)
-    subprocess.run(["node", SCRIPT, server.url, target], env=node_environment(), check=True)
+    pictures = server.base / "pictures"
+    pictures.mkdir()
+    subprocess.run(["node", SCRIPT, server.url, target, pictures], env=node_environment(), check=True)
+    for picture in pictures.iterdir():
+        with Image.open(picture) as image:
+            size = (THUMBNAIL_WIDTH, round(image.height * THUMBNAIL_WIDTH / image.width))
+            thumbnail = image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+        thumbnail.save(target / f"{picture.stem}.jpg", quality=85)
+
+
+def make_help_pictures(server: ComfyServer) -> None:
+    """A report and a comparison, of the shipped table."""
+    compare = {
+        "model": ["demo", 0], "positive": ["demo", 1], "negative": ["demo", 2], "vae": ["demo", 3], "cfg": 2.0,
+        "latent": ["empty", 0], "table": ["table", 0], "steps": 5, "solver": "any", "pictures": 8, "seed": 1,
+        "scale": 10,
+    }  # fmt: skip
+    prompt = {
+        "demo": {"class_type": "DODE_DemoModel", "inputs": {"kind": "eps", "digit": 3}},
+        "empty": {"class_type": "EmptyLatentImage", "inputs": EMPTY},
+        "table": {"class_type": "DODE_LoadLambdas", "inputs": {"name": "demo_eps.safetensors"}},
+        "report": {"class_type": "DODE_InspectLambdas", "inputs": {"table": ["table", 0]}},
+        "comparison": {"class_type": "DODE_Compare", "inputs": compare},
+    }
+    outputs = server.run(prompt)["outputs"]
+    target = REPOSITORY / "web" / "docs" / "assets"
+    target.mkdir(exist_ok=True)
+    for name in ("report", "comparison"):
+        with Image.open(io.BytesIO(server.picture(outputs[name]["images"][0]))) as image:
+            few_colours = image.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+        few_colours.save(target / f"{name}.png", optimize=True)
+
+
+MAKERS = {"tables": make_tables, "workflows": make_workflows, "help": make_help_pictures}
 
 
 def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tables", "workflows"])
+    parser.add_argument("what", choices=MAKERS)
     what = parser.parse_args().what
     with tempfile.TemporaryDirectory() as base, ComfyServer(find_comfyui(), Path(base)) as server:
-        (make_tables if what == "tables" else make_workflows)(server)
+        MAKERS[what](server)
 
 
 if __name__ == "__main__":

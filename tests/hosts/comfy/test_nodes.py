@@ -165,6 +165,31 @@ def test_lambda_is_never_applied_twice(make_model, run_node, pack, inputs, caplo
     assert "left out" in caplog.text
 
 
+def test_a_part_where_the_solver_takes_other_steps_is_refused(make_model, run_node, pack, inputs):
+    """heunpp2 looks ahead: stopped early, it asks other σ than over the whole schedule."""
+    import comfy.samplers
+
+    model = make_model()
+    table = distil(run_node, pack, model, inputs, solver="heunpp2", steps="6")[0]
+    sigmas = torch.tensor(table.rows[0].sigmas[:4], dtype=torch.float32)
+    (patched,) = run_node(pack.ApplyLambdas, model=model, table=table, solver="any")
+    (sampler,) = run_node(pack.DodeSampler, table=table, solver="any")
+    noise = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    for used, on in ((comfy.samplers.sampler_object("heunpp2"), patched), (sampler, model)):
+        with pytest.raises(DodeError, match="cannot be stopped"):
+            comfy.sample.sample_custom(
+                on,
+                noise,
+                2.0,
+                used,
+                sigmas,
+                inputs.positive,
+                inputs.negative,
+                torch.zeros_like(noise),
+                seed=5,
+            )
+
+
 def test_a_run_that_fails_leaves_the_patched_model_clean(make_model, run_node, pack, inputs):
     model = make_model()
     table = distil(run_node, pack, model, inputs)[0]
@@ -399,7 +424,7 @@ def test_solver_lists_are_what_the_probe_finds(pack):
     assert {"euler", "heun", "dpmpp_2m", "ipndm", "deis", "lms", "uni_pc", "dpm_solver_3"} <= set(students)
     assert not {"euler_ancestral", "dpm_adaptive", "euler_cfg_pp", "dpmpp_sde", "lcm"} & set(students)
     assert {"euler", "heun", "dpmpp_2m"} <= set(teachers)
-    assert not {"uni_pc", "dpm_fast", "dpm_adaptive"} & set(teachers)
+    assert not {"uni_pc", "dpm_fast", "dpm_adaptive", "ipndm_v"} & set(teachers)
 
 
 def test_a_sampler_of_another_pack_is_offered_and_distils(make_model, run_node, pack, inputs, monkeypatch):

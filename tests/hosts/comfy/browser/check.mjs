@@ -20,18 +20,13 @@ console.log(JSON.stringify(report));
 
 /** Load, run and photograph a workflow. */
 async function tryWorkflow(name, { workflow, changes }) {
-  errors.length = 0;
+  const errorsBefore = errors.length;
   await load(page, workflow);
   const facts = await page.evaluate(async () => {
-    const { app, LiteGraph } = window;
-    const boxes = app.graph.nodes.map(({ title, pos: [x, y], size: [width, height] }) => ({
-      title, left: x, right: x + width, top: y - LiteGraph.NODE_TITLE_HEIGHT, bottom: y + height,
-    }));
-    const overlap = (a, b) => a.left < b.right && b.left < a.right && a.top < b.bottom && b.top < a.bottom;
+    const known = window.LiteGraph.registered_node_types;
     return {
-      missing: app.graph.nodes.map((node) => node.type).filter((type) => !LiteGraph.registered_node_types[type]),
-      overlaps: boxes.flatMap((a, i) => boxes.slice(i + 1).filter((b) => overlap(a, b)).map((b) => [a.title, b.title])),
-      prompt: (await app.graphToPrompt()).output,
+      missing: window.app.graph.nodes.map((node) => node.type).filter((type) => !known[type]),
+      prompt: (await window.app.graphToPrompt()).output,
     };
   });
   await setWidgets(changes);
@@ -44,7 +39,29 @@ async function tryWorkflow(name, { workflow, changes }) {
       .filter((node) => node.constructor.nodeData?.output_node)
       .map((node) => ({ type: node.type, widths: (node.imgs ?? []).map((image) => image.naturalWidth) })),
   );
-  return { ...facts, errors: [...errors] };
+  facts.overlaps = await overlaps();
+  return { ...facts, errors: errors.slice(errorsBefore) };
+}
+
+/** Pairs of nodes that lie on each other, now that they show their pictures. */
+async function overlaps() {
+  return page.evaluate(() => {
+    const boxes = window.app.graph.nodes.map(({ title, pos: [left, top], size: [width, height] }) => ({
+      title,
+      left,
+      right: left + width,
+      top: top - window.LiteGraph.NODE_TITLE_HEIGHT,
+      bottom: top + height,
+    }));
+    const across = (a, b) => a.left < b.right && b.left < a.right;
+    const down = (a, b) => a.top < b.bottom && b.top < a.bottom;
+    return boxes.flatMap((a, i) =>
+      boxes
+        .slice(i + 1)
+        .filter((b) => across(a, b) && down(a, b))
+        .map((b) => [a.title, b.title]),
+    );
+  });
 }
 
 async function setWidgets(changes) {
@@ -66,11 +83,13 @@ async function runAgain() {
     });
   const seeds = [await seed()];
   await page.evaluate(() => {
-    window.app.api.addEventListener("execution_cached", (event) => (window.cached = event.detail.nodes), { once: true });
+    const keep = (event) => (window.cached = event.detail.nodes);
+    window.app.api.addEventListener("execution_cached", keep, { once: true });
   });
   await run(page);
   seeds.push(await seed());
-  return { seeds, cached: await page.evaluate(() => window.cached.map((id) => window.app.graph.getNodeById(id).type)) };
+  const cached = await page.evaluate(() => window.cached.map((id) => window.app.graph.getNodeById(id).type));
+  return { seeds, cached };
 }
 
 /** A newly added node's help, opened as people do: click on the node, then on the button above it. */
@@ -102,7 +121,8 @@ async function openHelp(type) {
 
 /** Names of a node's parts where the language of the settings is Chinese. */
 async function inChinese() {
-  const setLocale = (locale) => page.evaluate((value) => window.app.api.storeSetting("Comfy.Locale", value), locale);
+  const setLocale = (locale) =>
+    page.evaluate((value) => window.app.api.storeSetting("Comfy.Locale", value), locale);
   await setLocale("zh");
   await page.reload();
   await page.waitForFunction(() => window.LiteGraph?.registered_node_types.DODE_KSampler);

@@ -10,8 +10,20 @@ const emptyLatent = (at, size, batch_size) => ({
   widgets: { width: size, height: size, batch_size },
 });
 const load = (at, name) => ({ type: "DODE_LoadLambdas", at, widgets: { name } });
-const note = (size, text) => ({ type: "MarkdownNote", title: "What to do", at: [0, 0], size, widgets: { text } });
-const prompt = (at, title, text) => ({ type: "CLIPTextEncode", title, at, size: [340, 140], widgets: { text } });
+const note = (size, text) => ({
+  type: "MarkdownNote",
+  title: "What to do",
+  at: [0, 0],
+  size,
+  widgets: { text },
+});
+const prompt = (at, title, text) => ({
+  type: "CLIPTextEncode",
+  title,
+  at,
+  size: [340, 140],
+  widgets: { text },
+});
 const decode = (at, width = 270) => ({ type: "VAEDecode", at, size: [width, 46] });
 // The digits are 64×64 pixels, and a preview does not enlarge.
 const enlarge = (at, width = 270) => ({
@@ -28,7 +40,7 @@ const kSampler = (at, widgets) => ({ type: "KSampler", at, size: [270, 262], wid
 const firstSteps = {
   nodes: {
     note: note(
-      [300, 330],
+      [300, 250],
       `## First steps
 
 Nothing to download: a small model of handwritten digits comes with the pack.
@@ -40,8 +52,8 @@ Nothing to download: a small model of handwritten digits comes with the pack.
 
 Press Run again: Distill λ keeps its result until you change one of its inputs.`,
     ),
-    demo: demo([0, 440]),
-    latent: emptyLatent([0, 660], 64, 1),
+    demo: demo([0, 370]),
+    latent: emptyLatent([0, 590], 64, 1),
     distil: {
       type: "DODE_DistillLambdas",
       at: [390, 0],
@@ -79,7 +91,7 @@ Press Run again: Distill λ keeps its result until you change one of its inputs.
 const forYourCheckpoint = {
   nodes: {
     note: note(
-      [330, 420],
+      [330, 270],
       `## Distil λ for your checkpoint
 
 1. Choose your checkpoint (SD 1.5 or SDXL) and set the size you sample at: 512 for SD 1.5, 1024 for SDXL.
@@ -93,11 +105,11 @@ The table is then in **Load λ table** (press R to refresh): see the example *3_
     ),
     checkpoint: {
       type: "CheckpointLoaderSimple",
-      at: [0, 530],
+      at: [0, 390],
       size: [330, 98],
       widgets: { ckpt_name: CHECKPOINT },
     },
-    latent: emptyLatent([0, 710], 512, 1),
+    latent: emptyLatent([0, 570], 512, 1),
     prompt: prompt([420, 0], "Prompt", "photograph of a red fox in fresh snow, morning light"),
     another: prompt([420, 230], "Another prompt", "portrait of an old fisherman, oil painting"),
     negative: prompt([420, 460], "Negative prompt", "blurry, low quality"),
@@ -131,7 +143,7 @@ The table is then in **Load λ table** (press R to refresh): see the example *3_
 const withATable = {
   nodes: {
     note: note(
-      [300, 360],
+      [300, 280],
       `## Sample with a table
 
 Three ways to use a λ table. They give the same pictures: every row of the result is one of them. Press **Run**, and take the one that fits your graph.
@@ -142,9 +154,9 @@ Three ways to use a λ table. They give the same pictures: every row of the resu
 
 For your own model: its loader in place of the demo model, and its table in Load λ table. The example *2_distil_for_your_checkpoint* makes one.`,
     ),
-    demo: demo([0, 470], "eps", 8),
-    table: load([0, 690], "demo_eps.safetensors"),
-    empty: emptyLatent([0, 830], 64, 5),
+    demo: demo([0, 390], "eps", 8),
+    table: load([0, 610], "demo_eps.safetensors"),
+    empty: emptyLatent([0, 750], 64, 5),
 
     ksampler: dodeKSampler([390, 0], { ...fixed(7), steps: 6, cfg: 2 }),
     apply: { type: "DODE_ApplyLambdas", at: [390, 390], size: [270, 78] },
@@ -188,7 +200,7 @@ For your own model: its loader in place of the demo model, and its table in Load
 const imageToImage = {
   nodes: {
     note: note(
-      [300, 360],
+      [300, 240],
       `## img2img
 
 The first KSampler draws sevens. The second one takes those pictures, adds noise and draws nines over them: **denoise** says how much may change. Press **Run**.
@@ -197,9 +209,9 @@ With a table, denoise runs the last *round(steps × denoise)* of the table's ste
 
 With your own model: Load Image and VAE Encode in place of the first KSampler, and a table made for the model.`,
     ),
-    demo: demo([0, 470], "eps", 7),
-    nine: demo([0, 690], "eps", 9),
-    table: load([0, 910], "demo_eps.safetensors"),
+    demo: demo([0, 360], "eps", 7),
+    nine: demo([0, 580], "eps", 9),
+    table: load([0, 800], "demo_eps.safetensors"),
     empty: emptyLatent([390, 0], 64, 4),
     first: dodeKSampler([390, 190], { ...fixed(3), steps: 10, cfg: 2 }),
     decode: decode([390, 530]),
@@ -230,7 +242,7 @@ With your own model: Load Image and VAE Encode in place of the first KSampler, a
 const flowModel = {
   nodes: {
     note: note(
-      [300, 360],
+      [300, 250],
       `## A flow model
 
 SD3, Flux and other flow models are distilled and sampled as the others, with a scheduler made for them: **simple** or **beta** in place of karras. Press **Run**.
@@ -239,9 +251,9 @@ Left: the plain sampler, and the same one with λ, from the same noise at the sa
 
 With your own model: its loader and its ModelSampling node (a table belongs to one **shift**), its cfg, an empty latent of its kind, and a table distilled with them.`,
     ),
-    demo: demo([0, 470], "flow", 5),
-    table: load([0, 690], "demo_flow.safetensors"),
-    empty: emptyLatent([0, 830], 64, 4),
+    demo: demo([0, 360], "flow", 5),
+    table: load([0, 580], "demo_flow.safetensors"),
+    empty: emptyLatent([0, 720], 64, 4),
     stock: kSampler([390, 0], { ...fixed(7), steps: 4, cfg: 2, sampler_name: "euler", scheduler: "simple" }),
     decode1: decode([390, 340]),
     enlarge1: enlarge([390, 466]),
@@ -320,7 +332,9 @@ export async function build(page, example) {
     for (const [title, members] of Object.entries(groups)) {
       const boxes = members.map((name) => ({ pos: made[name].pos, size: made[name].size }));
       const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map(({ pos }) => pos[axis])));
-      const [right, bottom] = [0, 1].map((axis) => Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])));
+      const [right, bottom] = [0, 1].map((axis) =>
+        Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])),
+      );
       const group = new LGraphGroup(title);
       group.pos = [left - 15, top - 75];
       group.size = [right - left + 30, bottom - top + 90];

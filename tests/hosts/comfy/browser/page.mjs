@@ -74,13 +74,13 @@ export async function run(page, seconds = 120) {
 async function picturesShown(page) {
   await page.waitForFunction(() => {
     const { nodeOutputs, graph } = window.app;
-    const shown = ([id, { images }]) => !images?.length || graph.getNodeById(id)?.imgs?.length === images.length;
+    const shown = ([id, { images = [] }]) => (graph.getNodeById(id)?.imgs ?? []).length === images.length;
     return Object.entries(nodeOutputs).every(shown);
   });
 }
 
 /** Bring the whole graph into view and photograph it, without menus. */
-export async function photograph(page, path, options = {}) {
+export async function photograph(page, path) {
   const box = await page.evaluate((margin) => {
     const { canvas, graph } = window.app;
     const boxes = [...graph.nodes, ...graph.groups].map((item) => {
@@ -95,23 +95,23 @@ export async function photograph(page, path, options = {}) {
     const scale = Math.min(view.width / (right - left), view.height / (bottom - top), 1);
     canvas.deselectAll();
     canvas.show_info = false;
-    canvas.low_quality_zoom_threshold = 0;
     canvas.ds.scale = scale;
     canvas.ds.offset[0] = -left;
     canvas.ds.offset[1] = -top;
     canvas.setDirty(true, true);
     canvas.draw(true, true);
     return { x: view.left, y: view.top, width: (right - left) * scale, height: (bottom - top) * scale };
-  }, options.margin ?? 20);
+  }, 20);
   const style = await page.addStyleTag({
     content: `.side-bar-panel, .side-tool-bar-container, .splitter-overlay, .comfyui-body-top,
       .comfyui-body-left, .comfyui-body-right, .comfyui-body-bottom, .graph-canvas-panel > :not(canvas),
-      .minimap-main-container, .p-toast, .selection-toolbox { visibility: hidden !important }
+      .minimap-main-container, .actionbar, .actionbar *, .p-toast, .selection-toolbox {
+        visibility: hidden !important;
+      }
       .dom-widget, .dom-widget * { visibility: visible !important }`,
   });
   await picturesShown(page);
   await page.waitForTimeout(500);
-  const picture = await page.screenshot({ path, clip: box, type: options.type ?? "png", quality: options.quality });
+  await page.screenshot({ path, clip: box });
   await style.evaluate((element) => element.remove());
-  return picture;
 }

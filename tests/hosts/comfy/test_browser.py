@@ -1,0 +1,94 @@
+"""What people see: the example workflows, the help and the texts, in Chromium on a real server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import browser
+from tests.hosts.comfy.locales import read
+from tests.server import ComfyServer
+from tests.workflows import NAMES, changes_for, read_example, to_prompt
+
+pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
+
+SCRIPT = Path(__file__).parent / "browser" / "check.mjs"
+SECONDS = 300
+
+
+@pytest.fixture(scope="module")
+def report(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What check.mjs found. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
+    if lacking := browser.missing():
+        pytest.skip(f"no browser tests: {lacking}")
+    screenshots = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    screenshots.mkdir(parents=True, exist_ok=True)
+    workflows = {name: {"workflow": read_example(name), "changes": changes_for(name)} for name in NAMES}
+    request = {"url": server.url, "screenshots": str(screenshots), "workflows": workflows}
+    done = subprocess.run(
+        ["node", SCRIPT], input=json.dumps(request), text=True, capture_output=True, timeout=SECONDS,
+        env=browser.node_environment(),
+    )  # fmt: skip
+    assert done.returncode == 0, f"{done.stderr}\n{server.log[-3000:]}"
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_loads_runs_and_shows_its_pictures(name, report):
+    facts = report["workflows"][name]
+    assert facts["missing"] == []
+    assert facts["failure"] is None
+    assert facts["errors"] == []
+    assert facts["pictures"]
+    for node in facts["pictures"]:
+        assert node["widths"], f"{node['type']} shows nothing"
+        assert all(width > 0 for width in node["widths"]), node
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nodes_do_not_lie_on_each_other(name, report):
+    assert report["workflows"][name]["overlaps"] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_front_end_makes_the_prompt_that_the_server_tests_post(name, report, server):
+    made = {
+        number: {"class_type": node["class_type"], "inputs": node["inputs"]}
+        for number, node in report["workflows"][name]["prompt"].items()
+    }
+    assert made == to_prompt(read_example(name), server.get("/object_info"))
+
+
+def test_running_again_does_not_distil_again(report):
+    again = report["again"]
+    assert again["seeds"][0] == again["seeds"][1]
+    assert "DODE_DistillLambdas" in again["cached"]
+
+
+def test_a_new_distill_node_keeps_its_seed(report):
+    """The front end gives an input called seed a control that draws a new one after every run."""
+    assert "seed" in report["help"]["widgets"]
+    assert "control_after_generate" not in report["help"]["widgets"]
+
+
+def test_help_shows_our_page_with_its_picture(report):
+    assert report["help"]["text"].startswith("Distill λ")
+    assert "If something goes wrong" in report["help"]["text"]
+    assert report["help"]["widths"]
+    assert all(width > 0 for width in report["help"]["widths"])
+
+
+def test_names_are_chinese_where_the_language_is(report):
+    texts = read("zh", "nodeDefs")["DODE_KSampler"]
+    assert report["chinese"]["title"] == texts["display_name"]
+    slots = [*texts["inputs"].values(), *texts["outputs"].values()]
+    assert sorted(report["chinese"]["names"]) == sorted(slot["name"] for slot in slots)
+
+
+def test_no_console_error_of_ours(report):
+    assert report["errors"] == []

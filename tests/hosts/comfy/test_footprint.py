@@ -1,0 +1,108 @@
+"""What the pack changes in ComfyUI by being there: nothing, but for its own nodes and folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.comfyui import find_comfyui
+from tests.server import install_pack
+
+pytestmark = pytest.mark.comfyui
+
+SCRIPT = Path(__file__).parent / "host_process.py"
+EMPTY = "NODE_CLASS_MAPPINGS = {}"
+RELOADER = """
+import importlib
+import comfy.k_diffusion.sampling
+importlib.reload(comfy.k_diffusion.sampling)
+NODE_CLASS_MAPPINGS = {}
+"""
+
+
+class Host:
+    """Folders to load packs from, and ComfyUI processes that load them."""
+
+    def __init__(self, base: Path) -> None:
+        self.base = base
+        self.pack = install_pack(base / "custom_nodes")
+        self.empty = self._write("empty", EMPTY)
+        self.reloader = self._write("reloader", RELOADER)
+        self.defaults = base / "my tables"
+        paths = f"mine:\n    base_path: {base}\n    is_default: true\n    lambdas: my tables\n"
+        (base / "paths.yaml").write_text(paths)
+
+    def _write(self, name: str, code: str) -> Path:
+        folder = self.base / "custom_nodes" / name
+        folder.mkdir()
+        (folder / "__init__.py").write_text(code)
+        return folder
+
+    def run(self, *packs: Path) -> dict[str, Any]:
+        """host_process.py's report."""
+        done = subprocess.run(
+            [sys.executable, SCRIPT, find_comfyui(), self.base, *packs],
+            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def host(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Host:
+    return Host(tmp_path_factory.mktemp("host"))
+
+
+@pytest.fixture(scope="module")
+def without(host: Host) -> dict[str, Any]:
+    return host.run(host.empty)
+
+
+@pytest.fixture(scope="module")
+def alone(host: Host) -> dict[str, Any]:
+    return host.run(host.pack)
+
+
+def test_samplers_and_their_latents_are_the_same_with_and_without(without, alone):
+    assert without["ours"] is None
+    assert alone["loaded"] == [True]
+    for what in ("samplers", "schedulers", "k_diffusion", "latents"):
+        assert alone[what] == without[what], what
+
+
+def test_loading_imports_next_to_nothing(without, alone):
+    """Neither matplotlib nor scipy.stats, nor more of PIL than ComfyUI has imported itself."""
+    new = set(alone["imported"]) - set(without["imported"])
+    foreign = {name for name in new if "dode_nodes" not in name and not name.endswith("dode-nodes")}
+    beyond_python = {name for name in foreign if name.partition(".")[0] not in sys.stdlib_module_names}
+    assert beyond_python <= {"safetensors.numpy"}
+
+
+def test_lambdas_is_a_folder_of_safetensors_only(host, alone):
+    folders, extensions = alone["lambdas"]
+    assert extensions == [".safetensors"]
+    assert folders[0] == str(host.defaults)
+    assert str(host.pack / "lambdas") in folders
+    assert str(host.base / "models" / "lambdas") in folders
+
+
+def test_tables_are_saved_to_the_users_default_folder(host, alone):
+    assert alone["ours"]["saved"] == str(host.defaults / "host_process.safetensors")
+    assert (host.defaults / "host_process.safetensors").is_file()
+    assert not (host.pack / "lambdas" / "host_process.safetensors").exists()
+
+
+@pytest.mark.parametrize("order", [("reloader", "pack"), ("pack", "reloader")])
+def test_works_beside_a_pack_that_reloads_k_diffusion(order, host, alone):
+    report = host.run(*(getattr(host, name) for name in order))
+    assert report["loaded"] == [True, True]
+    assert report["ours"]["lambdas"] == pytest.approx(alone["ours"]["lambdas"], rel=1e-6)
+    assert report["ours"]["patched is sampler"]
+    assert report["ours"]["changed"] > 1e-3

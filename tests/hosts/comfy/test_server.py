@@ -1,0 +1,212 @@
+"""The pack in a real server, over HTTP: it loads, its examples run, its tables are found, it can be stopped."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from dode_nodes import LambdaTable, sample_dode
+from dode_nodes.demo.models import load_demo_model
+from tests.server import PACK, ComfyServer, errors_of
+from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
+
+pytestmark = pytest.mark.comfyui
+
+NODES = {
+    "DODE_DistillLambdas", "DODE_LoadLambdas", "DODE_InspectLambdas", "DODE_Sampler", "DODE_Sigmas",
+    "DODE_KSampler", "DODE_ApplyLambdas", "DODE_Compare", "DODE_DemoModel",
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def object_info(server: ComfyServer) -> dict[str, Any]:
+    return server.get("/object_info")
+
+
+def distil_prompt(**changes: Any) -> dict[str, Any]:
+    """Distil λ on the demo model: a second's work."""
+    inputs = {
+        "model": ["demo", 0], "positive": ["demo", 1], "negative": ["demo", 2], "latent": ["empty", 0],
+        "cfg": 2.0, "latents": 4, "seed": 0, "solver": "euler", "scheduler": "karras", "steps": "4", "scale": 3,
+        "teacher": "dpmpp_2m", "prediction": "noise", "micro_batch": 0, "save_name": "table",
+    }  # fmt: skip
+    return demo_nodes("eps") | {
+        "distil": {"class_type": "DODE_DistillLambdas", "inputs": inputs | changes},
+    }
+
+
+def sample_prompt(table: str, kind: str = "eps", batch: int = 2, **changes: Any) -> dict[str, Any]:
+    """Sample the demo model with a saved table, and save the latent."""
+    inputs = {
+        "model": ["demo", 0], "positive": ["demo", 1], "negative": ["demo", 2], "latent_image": ["empty", 0],
+        "table": ["table", 0], "seed": 5, "steps": 4, "cfg": 2.0, "denoise": 1.0, "solver": "any",
+    }  # fmt: skip
+    return demo_nodes(kind, batch) | {
+        "table": {"class_type": "DODE_LoadLambdas", "inputs": {"name": table}},
+        "sample": {"class_type": "DODE_KSampler", "inputs": inputs | changes},
+        "save": {
+            "class_type": "SaveLatent",
+            "inputs": {"samples": ["sample", 0], "filename_prefix": "sampled"},
+        },
+    }
+
+
+def demo_nodes(kind: str, batch: int = 1) -> dict[str, Any]:
+    return {
+        "demo": {"class_type": "DODE_DemoModel", "inputs": {"kind": kind, "digit": 3}},
+        "empty": {
+            "class_type": "EmptyLatentImage",
+            "inputs": {"width": 64, "height": 64, "batch_size": batch},
+        },
+    }
+
+
+def succeeded(result: dict[str, Any]) -> dict[str, Any]:
+    """The outputs of a graph that ran."""
+    assert result["status"]["status_str"] == "success", errors_of(result)
+    return result["outputs"]
+
+
+def tables_in(server: ComfyServer) -> set[str]:
+    """Every file in the pack's lambdas folder."""
+    folder = server.pack / "lambdas"
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+def pictures_of(server: ComfyServer, outputs: dict[str, Any]) -> dict[str, list[np.ndarray]]:
+    """The pictures that each node shows."""
+    return {
+        node: [np.asarray(Image.open(io.BytesIO(server.picture(each)))) for each in output["images"]]
+        for node, output in outputs.items()
+        if "images" in output
+    }
+
+
+def test_loads_without_a_warning(server):
+    about_us = [line for line in server.log.splitlines() if re.search(rf"{PACK}|dode|d-ode", line, re.I)]
+    imported = rf"\s+[\d.]+ seconds: {re.escape(str(server.pack))}"
+    assert len(about_us) >= 1
+    assert re.fullmatch(imported, about_us[0]), about_us[0]
+
+
+def test_every_node_input_and_output_has_a_text(object_info):
+    ours = {name: node for name, node in object_info.items() if name.startswith("DODE_")}
+    assert set(ours) == NODES
+    for name, node in ours.items():
+        assert node["category"] == "sampling/D-ODE", name
+        assert node["description"], name
+        inputs = node["input"].get("required", {}) | node["input"].get("optional", {})
+        assert all(options.get("tooltip") for _, options in inputs.values()), name
+        assert all(node["output_tooltips"]), name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_example_runs_and_shows_pictures(name, server, object_info):
+    prompt = change(to_prompt(read_example(name), object_info), changes_for(name))
+    outputs = succeeded(server.run(prompt))
+    pictures = pictures_of(server, outputs)
+    showing = {number for number, node in prompt.items() if object_info[node["class_type"]]["output_node"]}
+    assert set(pictures) == showing
+    for images in pictures.values():
+        assert all(image.std() > 5 for image in images)
+    if name == "3_sample_with_a_table":
+        (images,) = pictures.values()
+        one, two, three = np.array_split(np.stack(images).astype(int), 3)
+        assert np.abs(one - two).max() <= 1
+        assert np.abs(one - three).max() <= 1
+
+
+def test_examples_are_those_of_the_readme_with_thumbnails():
+    from tests.comfyui import REPOSITORY
+
+    assert [name[0] for name in NAMES] == ["1", "2", "3", "4", "5"]
+    for name in NAMES:
+        thumbnail = REPOSITORY / "example_workflows" / f"{name}.jpg"
+        assert thumbnail.stat().st_size < 200_000
+        assert min(Image.open(thumbnail).size) > 400
+
+
+def test_latents_equal_the_librarys_own(server):
+    """The flow model, whose timestep is no table's entry: no rounding between the two but float32's."""
+    outputs = succeeded(server.run(sample_prompt("demo_flow.safetensors", "flow", batch=3, steps=8)))
+    (saved,) = outputs["save"]["latents"]
+    file = server.base / "output" / saved["subfolder"] / saved["filename"]
+    latents = safetensors.torch.load_file(file)["latent_tensor"]
+
+    model = load_demo_model("flow")
+    table = LambdaTable.load(server.pack / "lambdas" / "demo_flow.safetensors")
+    row = next(row for row in table.rows if row.steps == 8)
+    noise = torch.randn((3, *model.latent_shape), generator=torch.manual_seed(5))
+    labels = torch.full((3,), 3)
+    expected = sample_dode(
+        model.denoiser(2.0), noise, row.sigmas, {"labels": labels}, row=row, disable=True, solver="euler"
+    )
+    torch.testing.assert_close(latents, expected.float(), rtol=1e-3, atol=1e-3)
+
+
+def test_a_distilled_table_is_saved_offered_and_sampled_with(server):
+    before = tables_in(server)
+    succeeded(server.run(distil_prompt(save_name="mine/four")))
+    assert tables_in(server) - before == {"mine/four.safetensors"}
+    table = LambdaTable.load(server.pack / "lambdas" / "mine" / "four.safetensors")
+    assert [row.label for row in table.rows] == ["euler, 4 steps (4 evaluations, noise)"]
+    offered = server.get("/object_info/DODE_LoadLambdas")["DODE_LoadLambdas"]["input"]["required"]["name"]
+    assert "mine/four.safetensors" in offered[1]["options"]
+    succeeded(server.run(sample_prompt("mine/four.safetensors")))
+
+
+def test_distils_again_only_when_an_input_changed(server):
+    def cached(prompt: dict[str, Any]) -> list[str]:
+        messages = server.run(prompt)["status"]["messages"]
+        return next(message["nodes"] for kind, message in messages if kind == "execution_cached")
+
+    cached(distil_prompt(save_name="again"))
+    before = tables_in(server)
+    assert "distil" in cached(distil_prompt(save_name="again"))
+    assert tables_in(server) == before
+    assert "distil" not in cached(distil_prompt(save_name="again", seed=1))
+    assert tables_in(server) - before == {"again_00001.safetensors"}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [
+        (distil_prompt(steps="many"), "steps must be a number or several"),
+        (distil_prompt(save_name="../outside"), "is not a name for a table"),
+        (distil_prompt(latents=2, positive_2=["demo", 1], positive_3=["demo", 1]), "need at least 3 latents"),
+        (sample_prompt("demo_eps.safetensors", "flow"), "made for another kind of model"),
+        (sample_prompt("demo_eps.safetensors", steps=7), "no row of 7 steps. It has: euler, 4 steps"),
+    ],
+)
+def test_errors_are_readable(prompt, message, server):
+    before = tables_in(server)
+    (error,) = errors_of(server.run(prompt))
+    assert message in error
+    assert tables_in(server) == before
+
+
+def test_a_missing_table_is_named(server):
+    """ComfyUI 0.3.64 leaves it to the node; later versions refuse the graph."""
+    status, reply = server.post("/prompt", {"prompt": sample_prompt("gone.safetensors")})
+    said = errors_of(server.result(reply["prompt_id"])) if status == 200 else [json.dumps(reply)]
+    assert "gone.safetensors" in said[0]
+
+
+def test_cancel_leaves_nothing_behind(server):
+    before, logged = tables_in(server), len(server.log)
+    cancelled = server.queue(distil_prompt(latents=64, steps="12", scale=100, save_name="cancelled"))
+    server.wait(lambda: "D-ODE teacher" in server.log[logged:], 30)
+    server.post("/interrupt", {})
+    result = server.result(cancelled, 20)
+    assert "execution_interrupted" in [kind for kind, _ in result["status"]["messages"]]
+    assert tables_in(server) == before
+    succeeded(server.run(distil_prompt(save_name="after")))
+    assert tables_in(server) - before == {"after.safetensors"}
