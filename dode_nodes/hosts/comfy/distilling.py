@@ -13,7 +13,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...distill import distill
 from ...errors import DodeError
-from ...groups import Group, held_out, micro_batches
+from ...groups import Evaluator, Group, held_out, micro_batches
 from ...probe import probe_student
 from ...sample import sample_dode
 from ...solvers import resolve
@@ -126,7 +126,9 @@ def _distil(request: Request, groups: list[Group], size: int, reporter: Progress
     schedules = [sigmas.to(device) for sigmas in request.schedules]
     predictions = ["noise", "data"] if request.prediction == AUTO else [request.prediction]
     costs = [_student_cost(request, groups, sigmas) for sigmas in schedules for _ in predictions]
-    reporter.later = sum(costs)
+    first = probe_student(resolve(request.solver), schedules[0], model=groups[0].model)
+    results_cost = _results_cost(groups, len(first.sigmas))
+    reporter.later = sum(costs) + results_cost
     targets = run_teacher(
         groups,
         None,
@@ -159,12 +161,20 @@ def _distil(request: Request, groups: list[Group], size: int, reporter: Progress
             )
         rows.append(min(candidates, key=end_error))
     table = LambdaTable(rows, model=model_facts(request.model))
-    return Distilled(table, *_held_out_results(request, groups, targets, rows[0], schedules[0], size))
+    reporter.next_run()
+    reporter.later = 0
+    return Distilled(
+        table, *_held_out_results(request, groups, targets, rows[0], schedules[0], size, reporter)
+    )
 
 
 def _student_cost(request: Request, groups: list[Group], sigmas: torch.Tensor) -> int:
     queries = probe_student(resolve(request.solver), sigmas, model=groups[0].model)
     return len(queries.sigmas) * (request.latents + len(held_out(groups)))
+
+
+def _results_cost(groups: list[Group], evaluations: int) -> int:
+    return 2 * evaluations * len(held_out(groups))
 
 
 def _settings(request: Request, prompts: int) -> dict[str, Any]:
@@ -184,15 +194,17 @@ def _held_out_results(
     row: LambdaRow,
     sigmas: torch.Tensor,
     size: int,
+    reporter: ProgressReporter,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The held-out latents by teacher, D-ODE and stock solver, as ComfyUI passes latents on."""
     held = held_out(groups)
+    evaluator = Evaluator(reporter, total=_results_cost(groups, row.nfe))
     dode, stock = [], []
     for batch in micro_batches(groups, size, held):
         for results, options in ((dode, {"row": row}), (stock, {"solver": row.solver})):
-            samples = sample_dode(
-                batch.group.model, batch.x, sigmas, batch.extra_args(), disable=True, **options
+            model = evaluator.on(batch, "results to look at")
+            results.append(
+                sample_dode(model, batch.x, sigmas, batch.extra_args(), disable=True, **options).cpu()
             )
-            results.append(samples.cpu())
     process = request.model.model.process_latent_out
     return tuple(process(x.float()) for x in (targets.at(0.0)[held], torch.cat(dode), torch.cat(stock)))
