@@ -70,6 +70,10 @@ class Bench:
         """RMS distance to the converged solution."""
         return root_mean_square(results - self.converged)
 
+    def median(self, results: Tensor) -> float:
+        """The median latent's distance: a few latents that end as another picture dominate the RMS."""
+        return float((results - self.converged).double().flatten(1).square().mean(1).sqrt().median())
+
 
 def latents_group(model: DemoModel, cfg: float, first_seed: int, latents: int) -> Group:
     """Noises of consecutive seeds; the digits take turns."""

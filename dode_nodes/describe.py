@@ -26,7 +26,7 @@ def row_text(row: LambdaRow) -> str:
     """One row: how it was found, then its numbers step by step.
 
     Errors are RMS distances to the teacher after each step, on latents that the weights were not fitted
-    on. ± is the standard error of λ.
+    on. ± is the standard error of λ, where it is as fitted.
     """
     lines = [row.label, *(f"  {note}" for note in _notes(row)), ""]
     return _printable("\n".join(lines + [f"  {line}" for line in columns(_steps(row))]))
@@ -53,8 +53,8 @@ def _row_json(row: LambdaRow) -> dict[str, Any]:
 
 
 def number(value: Any) -> str:
-    """An error to four significant digits; a dash where there is none."""
-    return f"{value:#.4g}" if _is_number(value) else _NOTHING
+    """An error to three significant digits; a dash where there is none."""
+    return f"{value:#.3g}" if _is_number(value) else _NOTHING
 
 
 def percent(value: float, reference: float) -> str:
@@ -119,6 +119,7 @@ def _steps(row: LambdaRow) -> list[tuple[str, ...]]:
     if row.channels is not None:
         of_weights += f" (mean of {row.channels} channels)"
     told = row.told_sigmas
+    as_fitted = row.report.get("shrunk_to", 1) == 1
     head = ("step", "σ", "next σ", "evaluation", "σ told", of_weights, "±", "stock error", "D-ODE error")
     lines = [head]
     steps = [(step, stage) for step, count in enumerate(row.evaluations) for stage in range(count)]
@@ -127,7 +128,7 @@ def _steps(row: LambdaRow) -> list[tuple[str, ...]]:
         if stage == 0:
             sigmas = (str(step + 1), f"{row.sigmas[step]:.5g}", f"{row.sigmas[step + 1]:.5g}")
             errors = tuple(number(_item(_at(row.report, "error", name), step)) for name in ("stock", "dode"))
-        scatter = _item(row.report.get("lambda_standard_error"), k)
+        scatter = _item(row.report.get("lambda_standard_error"), k) if as_fitted else None
         lines.append(
             (
                 *sigmas,

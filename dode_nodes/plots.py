@@ -170,10 +170,10 @@ def picture_grid(rows: Sequence[PictureRow], blocks: Sequence[Block]) -> Figure:
         for j, heading in enumerate(block.columns):
             left = next(lefts)
             if j == 0:
-                grid.text(figure, left, 0.3, block.title, fontsize=12, fontweight="bold")
-            grid.text(figure, left + grid.cell / 2, grid.tops[0] - 0.13, heading, fontsize=11, ha="center")
+                grid.text(figure, left, 0.3, block.title, fontsize=14, fontweight="bold")
+            grid.text(figure, left + grid.cell / 2, grid.tops[0] - 0.13, heading, fontsize=13, ha="center")
     for row, top in zip(rows, grid.tops, strict=True):
-        grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, row.label, fontsize=9.5, ha="right",
+        grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, row.label, fontsize=11, ha="right",
                   linespacing=1.35, color=GREY if row.stock else COLOURS[0])  # fmt: skip
         for image, left in zip(row.images, grid.lefts, strict=True):
             grid.picture(figure, left, top, image)
@@ -222,7 +222,7 @@ class _Grid(NamedTuple):
         cell_height = cell * height / width
         heads = [row.heads_group and i > 0 for i, row in enumerate(rows)]
         top = 0.85 if any(block.title for block in blocks) else 0.4
-        return cls(cell, cell_height, _places(2.6, cell, starts), _places(top, cell_height, heads))
+        return cls(cell, cell_height, _places(2.9, cell, starts), _places(top, cell_height, heads))
 
     @property
     def width(self) -> float:
@@ -308,12 +308,12 @@ def _words(ax: Axes, title: str, x: str, y: str) -> None:
 
 
 def _log_axis(ax: Axes, which: str) -> None:
-    """Logarithmic, with plain numbers at 1, 2 and 5."""
+    """Logarithmic, with plain numbers between the powers of ten: errors rarely span more than one."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if which == "x" else (1, 1.5, 2, 3, 5, 7)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -332,10 +332,7 @@ def _draw_lambdas(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:
     for row, style in zip(rows, _styles(), strict=False):
         if points := _lambdas(row):
             sigmas, lambdas, scatter = zip(*points, strict=True)
-            shrunk_to = row.report.get("shrunk_to", 1)
-            label = f"{row.nfe} evaluations" + (
-                "" if shrunk_to == 1 else f", shrunk to {shrunk_to} of the fit"
-            )
+            label = f"{row.nfe} evaluations{_shrunk(row)}"
             ax.errorbar(sigmas, lambdas, yerr=scatter, label=label, elinewidth=1, capsize=2.5, **style)
     if not is_flow(max((row.sigmas for row in rows), key=lambda sigmas: sigmas[0])):
         _log_axis(ax, "x")
@@ -373,9 +370,16 @@ def _errors_after(row: LambdaRow, name: str) -> list[tuple[int, float]]:
     ]
 
 
+def _shrunk(row: LambdaRow) -> str:
+    part = row.report.get("shrunk_to")
+    if not isinstance(part, (int, float)) or part == 1:
+        return ""
+    return f", shrunk to {part:g} of the fit" if part else ", set to 0: it did harm"
+
+
 def _lambdas(row: LambdaRow) -> list[tuple[float, float, float]]:
-    """(σ, λ, standard error) of every evaluation that λ acts on."""
-    scatter = row.report.get("lambda_standard_error")
+    """(σ, λ, standard error) of every evaluation that λ acts on; no error of a λ that is not as fitted."""
+    scatter = None if _shrunk(row) else row.report.get("lambda_standard_error")
     points = []
     first = 1 if row.form == "lambda" else 0
     for k, sigma in enumerate(_asked(row)):

@@ -59,14 +59,14 @@ class TestShow:
         assert main(["show", str(table_file)]) == 0
         printed = capsys.readouterr().out
         for words in ("a model", "euler, 3 steps (3 evaluations, noise)", "teacher dpmpp_2m", "cfg 2", "4×8×8",
-                      "stock 0.2000, D-ODE 0.1000 (−50 %)", "2 held-out latents", "0.001200",
+                      "stock 0.200, D-ODE 0.100 (−50 %)", "2 held-out latents", "0.00120",
                       "teacher 300, student 24, stock 6"):  # fmt: skip
             assert words in printed
         lines = [line.split() for line in printed.splitlines() if re.match(r"\s+\d", line)]
         assert lines == [
-            ["1", "10", "3", "1", "–", "–", "0.5000", "0.5000"],
-            ["2", "3", "0.5", "2", "+0.4321", "0.0345", "0.4000", "0.3000"],
-            ["3", "0.5", "0", "3", "-0.1234", "0.0567", "0.2000", "0.1000"],
+            ["1", "10", "3", "1", "–", "–", "0.500", "0.500"],
+            ["2", "3", "0.5", "2", "+0.4321", "0.0345", "0.400", "0.300"],
+            ["3", "0.5", "0", "3", "-0.1234", "0.0567", "0.200", "0.100"],
         ]
 
     def test_json_has_the_same_numbers(self, table_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -212,7 +212,7 @@ class TestDemo:
         assert facts["settings"]["cfg"] == 1.5
         assert not set(facts["settings"]["latent_seeds"]) & set(facts["settings"]["fresh_seeds"])
         for pair in facts["comparison"]:
-            words = [pair["what"], *(f"{pair[name]:#.4g}" for name in ("stock_error", "dode_error"))]
+            words = [pair["what"], *(f"{pair[name]:#.3g}" for name in ("stock_error", "dode_error"))]
             words.append(f"{pair['closer']} of 10")
             assert any(all(word in line for word in words) for line in printed.out.splitlines()), words
 

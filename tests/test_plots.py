@@ -71,8 +71,13 @@ class TestLambdaFigure:
         assert ax.xaxis_inverted()
 
     def test_says_where_lambda_was_shrunk(self) -> None:
-        (ax,) = axes(plots.lambda_figure([row(report={"shrunk_to": 0.25})]))
-        assert labels(ax) == ["4 evaluations, shrunk to 0.25 of the fit"]
+        shrunk = [row(report={"shrunk_to": part, "lambda_standard_error": [9.0] * 4}) for part in (0.25, 0.0)]
+        (ax,) = axes(plots.lambda_figure(shrunk))
+        assert labels(ax) == [
+            "4 evaluations, shrunk to 0.25 of the fit",
+            "4 evaluations, set to 0: it did harm",
+        ]
+        assert ax.get_ylim()[1] < 2  # the standard errors were of another λ
 
     def test_stages_merged_steps_channels_and_history(self) -> None:
         stages = row(evaluations=(2, 2, 2, 1), weights=np.arange(7.0))

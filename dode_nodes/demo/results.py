@@ -65,14 +65,13 @@ def pairs(demo: Demo, budget: int) -> list[Pair]:
 def comparison_text(demo: Demo) -> str:
     """D-variants beside stock samplers at equal evaluations, gains and losses alike."""
     latents, tried = len(demo.fresh_seeds), len(demo.stock(demo.budgets[0]))
-    reference = demo.converged.trial
     notes = [
-        f"Error: RMS distance to the converged latent ({reference.solver}, {reference.evaluations} steps, its "
-        f"own error about {number(demo.converged_error)}), over {latents} fresh latents.",
-        "Closer: for how many of them the D-variant is closer to it than the stock sampler.",
-        f"Best: the stock sampler that did best here of all {tried} tried, and the D-variant that did best on "
-        "its held-out latents.",
-        "−penultimate: one step more, its last σ before 0 left out, as ComfyUI's KSampler does for some samplers.",
+        f"Error: RMS distance to the converged latent, over {latents} fresh latents. A few of them govern it.",
+        f"Closer: for how many of the {latents} the D-variant is nearer than the stock sampler.",
+        f"Best: the stock sampler that did best here, with hindsight, of {tried}; against it the D-variant that did",
+        "best on its held-out latents.",
+        "−penultimate: with one step more, and then without the last σ before 0.",
+        f"{_reference(demo)}.",
     ]
     lines = [("", "schedule", "stock", "D-ODE", "change", "closer")]
     for budget in demo.budgets:
@@ -90,6 +89,14 @@ def comparison_text(demo: Demo) -> str:
                 )
             )
     return "\n".join([*columns(lines, left=(0, 1)), "", *notes])
+
+
+def _reference(demo: Demo) -> str:
+    trial = demo.converged.trial
+    return (
+        f"Converged: {trial.solver}, {trial.evaluations} steps; "
+        f"{number(demo.converged_error)} from its result at half the steps"
+    )
 
 
 def demo_json(demo: Demo, command: str, seconds: float) -> dict[str, Any]:
@@ -237,7 +244,8 @@ def error_figure(demo: Demo) -> Figure:
     panels = []
     for solver, variants in by_solver.items():
         stock = [pair.stock for pair in next(iter(variants.values()))]
-        curves = [_curve(f"{solver}, {stock[0].trial.on}", stock, stock=True)]
+        schedules = dict.fromkeys(result.trial.on for result in stock)
+        curves = [_curve(f"{solver}, {' / '.join(schedules)}", stock, stock=True)]
         curves += [_curve(label, [pair.dode for pair in found]) for label, found in variants.items()]
         panels.append(Panel(solver, curves))
     best = [demo.best_stock(budget) for budget in demo.budgets]
@@ -249,10 +257,7 @@ def error_figure(demo: Demo) -> Figure:
             [_curve(f"best stock of {tried}", best, stock=True), _curve("chosen D-ODE", chosen)],
         )
     )
-    note = (
-        f"Error: distance to the converged latent, whose own error is about {number(demo.converged_error)}; "
-        f"{len(demo.fresh_seeds)} fresh latents"
-    )
+    note = f"Distance to the converged latent, {len(demo.fresh_seeds)} fresh latents. {_reference(demo)}"
     return error_against_evaluations_figure(panels, note)
 
 
