@@ -58,8 +58,9 @@ def number(value: Any) -> str:
 
 
 def percent(value: float, reference: float) -> str:
-    """The change from ``reference``, as −43 % or +12 %."""
-    return f"{100 * (value / reference - 1):+.0f} %".replace("-", "−")
+    """The change from ``reference``, as −43 %, +12 % or ±0 %."""
+    change = 100 * (value / reference - 1)
+    return f"{change:+.0f} %".replace("-", "−") if abs(change) >= 0.5 else "±0 %"
 
 
 def columns(lines: Iterable[Sequence[str]], left: Sequence[int] = ()) -> list[str]:

@@ -109,6 +109,7 @@ class TestShow:
             },
             {"error": {"stock": {}, "dode": ["?"], "stock_end": 10**400, "dode_end": True}},
             {"error": {"stock_end": 0.0, "dode_end": 0.0}, "undetermined": {"a": 1}},
+            {"error": {"stock_end": 5e-324, "dode_end": 1e300}, "undetermined": ["?"]},
         ],
     )
     def test_odd_reports(self, report: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,11 +229,15 @@ class TestDemo:
             assert 900 <= width <= 2700
             assert 900 <= height <= 2400
 
-    def test_overwrites_nothing(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_overwrites_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "demo.json").write_text("mine")
         assert main(["demo", "--out", str(tmp_path / "out")]) == 2
         assert f"--out {tmp_path / 'out-2'}" in capsys.readouterr().err
+        monkeypatch.chdir(tmp_path / "out")
+        assert main(["demo", "--out", "."]) == 2
         assert [path.name for path in tmp_path.rglob("*")] == ["out", "demo.json"]
         assert (tmp_path / "out" / "demo.json").read_text() == "mine"
 

@@ -40,9 +40,8 @@ REFERENCE_STEPS = 200  # of the converged solution: at least so many, and REFERE
 REFERENCE_SCALE = 20
 
 _MICRO_BATCH = 20  # latents at a time: what fits a CPU's cache
-_SEEDS_APART = (
-    10_000  # so that no two seeds share a latent, nor the latents that this module's choices were made on
-)
+# No two seeds share a latent, and none has one of those (0 to 9999) that this module's choices were made on.
+_SEEDS_APART = 10_000
 
 Tell = Callable[[str, int, int], None]
 """Told of progress: what is being done, evaluations (of one latent) behind, evaluations in all."""

@@ -119,7 +119,7 @@ def demo_json(demo: Demo, command: str, seconds: float) -> dict[str, Any]:
             "fresh_seeds": list(demo.fresh_seeds),
             "labels": "the digits take turns, 0 to 9",
         },
-        "converged": _result_json(demo.converged) | {"error": demo.converged_error, "errors": None},
+        "converged": _trial_json(demo.converged.trial) | {"from_half_the_steps": demo.converged_error},
         "comparison": [
             {
                 "evaluations": budget,
@@ -181,7 +181,8 @@ def results_folder(folder: Path) -> Iterator[Path]:
 def _refuse_results(folder: Path) -> None:
     present = [name for name in FILES if (folder / name).exists()]
     if present:
-        free = next(name for n in count(2) if not (name := folder.with_name(f"{folder.name}-{n}")).exists())
+        stem = folder if folder.name else folder.resolve()  # "." has no name
+        free = next(name for n in count(2) if not (name := Path(f"{stem}-{n}")).exists())
         raise DodeError(
             f"{folder} has {', '.join(present)} already, and nothing is overwritten: "
             f"give another folder, such as --out {free}"

@@ -1,0 +1,120 @@
+"""ComfyUI's own networks, tiny and with random weights, and the embedded trained ones."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from dode_nodes.groups import root_mean_square
+
+pytestmark = pytest.mark.comfyui
+
+UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [1],
+    "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [0, 0],
+    "transformer_depth_middle": -2, "context_dim": 16, "num_heads": 2, "use_spatial_transformer": True,
+    "legacy": False, "dtype": torch.float32,
+}  # fmt: skip
+MMDIT = {
+    "in_channels": 16, "patch_size": 2, "depth": 1, "pos_embed_max_size": 16,
+    "pos_embed_scaling_factor": None, "num_patches": 256, "adm_in_channels": 64,
+    "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
+    "dtype": torch.float32,
+}  # fmt: skip
+
+
+def _patcher(model: Any) -> Any:
+    import comfy.model_patcher
+
+    generator = torch.Generator().manual_seed(0)
+    weights = [*model.diffusion_model.parameters(), *model.diffusion_model.buffers()]
+    for weight in weights:  # they come uninitialised
+        weight.data = torch.randn(weight.shape, generator=generator) * 0.05
+    return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+
+
+def _unet() -> tuple[Any, Any, tuple[int, ...]]:
+    import comfy.model_base
+    import comfy.supported_models
+
+    model = _patcher(comfy.model_base.BaseModel(comfy.supported_models.SD15(dict(UNET))))
+    return model, [[torch.ones(1, 5, 16), {}]], (1, 4, 8, 8)
+
+
+def _unet_v() -> tuple[Any, Any, tuple[int, ...]]:
+    from comfy_extras.nodes_model_advanced import ModelSamplingDiscrete
+
+    model, prompt, shape = _unet()
+    return ModelSamplingDiscrete().patch(model, "v_prediction", False)[0], prompt, shape
+
+
+def _sd3() -> tuple[Any, Any, tuple[int, ...]]:
+    import comfy.model_base
+    import comfy.supported_models
+
+    model = _patcher(comfy.model_base.SD3(comfy.supported_models.SD3(dict(MMDIT))))
+    return model, [[torch.ones(1, 5, 64), {"pooled_output": torch.ones(1, 64)}]], (1, 16, 8, 8)
+
+
+@pytest.mark.parametrize("make", [_unet, _unet_v, _sd3])
+def test_distil_sample_and_apply(make, run_node, pack, inputs):
+    import comfy.sample
+
+    with torch.inference_mode(False):
+        model, prompt, shape = make()
+    latent = {"samples": torch.zeros(shape)}
+    scheduler = "simple" if make is _sd3 else "karras"
+    changes = {
+        "positive": prompt,
+        "negative": prompt,
+        "latent": latent,
+        "latents": 4,
+        "steps": "5",
+        "scale": 3,
+    }
+    table = run_node(
+        pack.DistillLambdas, model=model, **(inputs.distil | changes | {"scheduler": scheduler, "cfg": 1.5})
+    )[0]
+    (row,) = table.rows
+    assert row.report["error"]["dode_end"] <= row.report["error"]["stock_end"]
+
+    settings = {"steps": 5, "cfg": 1.5, "seed": 3, "denoise": 1.0, "solver": "any"}
+    (sampled,) = run_node(
+        pack.DodeKSampler,
+        model=model,
+        table=table,
+        latent_image=latent,
+        positive=prompt,
+        negative=prompt,
+        **settings,
+    )
+    (patched,) = run_node(pack.ApplyLambdas, model=model, table=table, solver="any")
+    noise = comfy.sample.prepare_noise(latent["samples"], 3)
+    applied = comfy.sample.sample(
+        patched, noise, 5, 1.5, "euler", scheduler, prompt, prompt, latent["samples"], seed=3
+    )
+    torch.testing.assert_close(applied, sampled["samples"], rtol=1e-4, atol=1e-4)
+    assert sampled["samples"].isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, inputs):
+    model, positive, negative, _ = run_node(pack.DemoModel, kind=kind, digit=3)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    scheduler = {"eps": "karras", "flow": "simple"}[kind]
+    changes = {
+        "positive": positive,
+        "negative": negative,
+        "latent": latent,
+        "steps": "8",
+        "scheduler": scheduler,
+    }
+    table = run_node(pack.DistillLambdas, model=model, **(inputs.distil | changes))[0]
+    _, _, stock, dode, teacher = run_node(
+        pack.CompareSamplers, model=model, positive=positive, negative=negative, cfg=2.0, latent=latent,
+        table=table, steps=8, solver="any", pictures=6, seed=99, scale=10,
+    )  # fmt: skip
+    errors = [root_mean_square(result["samples"] - teacher["samples"]) for result in (dode, stock)]
+    assert errors[0] < 0.8 * errors[1]
