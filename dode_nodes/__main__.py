@@ -55,7 +55,7 @@ def _parser() -> argparse.ArgumentParser:
         "demo",
         help="distil solvers for the small model inside this package, and compare",
         description="Distils λ for the small digit model inside this package, samples with it, and sets the "
-        "D-ODE solvers beside the stock ones at equal network evaluations. Takes about a minute on two CPU "
+        "D-ODE solvers beside the stock ones at equal network evaluations. Takes about two minutes on two CPU "
         "cores. Writes a λ table, pictures and demo.json, and overwrites nothing: a folder that has results "
         "already is refused before any work.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
