@@ -6,6 +6,7 @@ Imports no host. Inside ComfyUI the pack's root module brings the nodes; see ``d
 from .distill import distill
 from .errors import DodeError, IneligibleSampler, TableError
 from .groups import Group, Progress
+from .refine import Plan, plan_refinement, refine
 from .sample import sample_dode
 from .table import LambdaRow, LambdaTable, Match
 from .teacher import Targets, run_teacher
@@ -19,10 +20,13 @@ __all__ = [
     "LambdaRow",
     "LambdaTable",
     "Match",
+    "Plan",
     "Progress",
     "TableError",
     "Targets",
     "distill",
+    "plan_refinement",
+    "refine",
     "run_teacher",
     "sample_dode",
 ]

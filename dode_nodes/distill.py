@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .denoiser import PREDICTIONS, Denoiser
@@ -23,7 +22,7 @@ from .groups import (
     held_out,
     micro_batches,
 )
-from .probe import Queries, probe_student, solver_name
+from .probe import probe_student, solver_name
 from .report import HeldOut, no_harm
 from .runs import Recording, Run
 from .sigmas import at_least_float32, check_schedules
@@ -100,21 +99,21 @@ def distill(
         )
         already = targets.evaluations
     else:
-        _check_targets(targets, groups, queries)
+        targets.check(groups, queries.sigmas)
         already = 0
-    evaluator = Evaluator(progress, done=already, total=already + student_cost)
+    evaluator = Evaluator(progress, before=already, total=already + student_cost)
 
     recordings = [Recording(run, batch, prediction) for batch in micro_batches(groups, micro_batch)]
     denoisers = [evaluator.on(recording.batch, "student") for recording in recordings]
     fit = fit_greedily(recordings, denoisers, queries, targets, held)
 
     lambdas = np.array([theta[0] if len(theta) else 0.0 for theta in fit.coefficients])
-    spent = {"teacher": targets.evaluations, "student": evaluator.done - already}
+    spent = {"teacher": targets.evaluations, "student": evaluator.spent()}
     report = _report_of_fit(fit, count_latents(groups), held, targets)
     if held:
         checked = micro_batches(groups, micro_batch, only=held)
         verdict = no_harm(
-            HeldOut(run, queries, prediction, targets, checked, evaluator), fit.corrections, recordings
+            HeldOut(run, queries, prediction, targets, held, checked, evaluator), fit.corrections, recordings
         )
         lambdas *= verdict.shrunk_to
         report |= verdict.to_json()
@@ -150,16 +149,6 @@ def _settings(groups: Sequence[Group]) -> dict[str, Any]:
         "latents": count_latents(groups),
         "groups": len(groups),
     }
-
-
-def _check_targets(targets: Targets, groups: Sequence[Group], queries: Queries) -> None:
-    x, theirs = torch.cat([group.x.detach().cpu() for group in groups]), targets.x
-    if (x.shape, x.dtype) != (theirs.shape, theirs.dtype) or not torch.equal(x, theirs):
-        raise DodeError(
-            "these targets were made from other latents: run the teacher on the ones to distil on"
-        )
-    for sigma in queries.sigmas:
-        targets.at(sigma)
 
 
 def _number(value: float) -> float | None:

@@ -67,8 +67,7 @@ def fit_greedily(
         formulation: what is fitted.
     """
     batches = [recording.batch for recording in recordings]
-    latents = sum(len(batch.numbers) for batch in batches)
-    fitted = [number for number in range(latents) if number not in held]
+    fitted = [number for number in range(len(targets.x)) if number not in held]
     n = len(queries.sigmas)
     fit = Fit(np.zeros((n, n)), [], [], [])
     for k, sigma_next in enumerate((*queries.sigmas[1:], 0.0)):
@@ -78,8 +77,9 @@ def fit_greedily(
             _sums(recording, denoiser, fit.corrections[: k + 1], rows, targets.at(sigma_next))
             for recording, denoiser in zip(recordings, denoisers, strict=True)
         ]
-        gram, right, size = (in_order(batches, parts)[fitted].numpy() for parts in zip(*sums, strict=True))
-        rounding = torch.finfo(batches[0].x.dtype).eps ** 2 * size.sum()
+        columns = list(zip(*sums, strict=True)) or [(), (), ()]  # of a rank that no latent fell to
+        gram, right, size = (in_order(batches, parts)[fitted].numpy() for parts in columns)
+        rounding = torch.finfo(targets.x.dtype).eps ** 2 * size.sum()
         theta, errors, determined = _least_squares(gram, right, rounding)
         fit.corrections[k, : k + 1] = sum((t * d for t, d in zip(theta, directions, strict=True)), start=base)
         fit.coefficients.append(theta)

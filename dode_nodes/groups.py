@@ -6,11 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .denoiser import Denoiser, DenoiserProxy
 from .errors import DodeError
+from .ranks import dealt, gather, rank_and_size, sum_over_ranks
 
 ExtraArgs = dict[str, Any] | Callable[[Tensor], dict[str, Any]] | None
 """The model's keyword arguments, or a function that gives them for the latents' indices."""
@@ -113,7 +115,11 @@ def _check_latents(x: Tensor) -> None:
 def micro_batches(
     groups: Sequence[Group], size: int | None, only: Sequence[int] | None = None
 ) -> list[MicroBatch]:
-    """The groups' latents, at most ``size`` of one group together; with ``only``, just those numbers.
+    """This rank's share of the groups' latents, at most ``size`` of one group together.
+
+    Args:
+        size: None for a group at a time, or as much of it as falls to each of several ranks.
+        only: just the latents of these numbers.
 
     Raises:
         DodeError: the size is below 1.
@@ -126,22 +132,33 @@ def micro_batches(
         indices = torch.tensor(
             [i for i in range(len(group.x)) if wanted is None or first + i in wanted], dtype=torch.int64
         )
-        for part in indices.split(size or max(len(indices), 1)):
+        for part in indices.split(size or max(-(-len(indices) // rank_and_size()[1]), 1)):
             if len(part):
                 batches.append(MicroBatch(group, part, part + first, group.x[part.to(group.x.device)]))
         first += len(group.x)
-    return batches
+    return dealt(batches)
 
 
 def count_latents(groups: Sequence[Group]) -> int:
     return sum(len(group.x) for group in groups)
 
 
+def by_turns(groups: Sequence[Group]) -> list[int]:
+    """Numbers of all latents, one of every group in turn."""
+    sizes = [len(group.x) for group in groups]
+    firsts = [sum(sizes[:i]) for i in range(len(sizes))]
+    return [
+        first + i for i in range(max(sizes)) for first, size in zip(firsts, sizes, strict=True) if i < size
+    ]
+
+
+def held_out_count(latents: int) -> int:
+    """How many of so many latents nothing is fitted on: a quarter, one at least; none of one."""
+    return max(1, latents // 4) if latents > 1 else 0
+
+
 def held_out(groups: Sequence[Group]) -> list[int]:
-    """Numbers of the latents that λ is not fitted on: max(1, ⌊B/4⌋) over all groups; none of one."""
-    total = count_latents(groups)
-    if total < 2:
-        return []
+    """Numbers of the latents that nothing is fitted on, from the ends of all groups."""
     last = [sum(len(g.x) for g in groups[: i + 1]) - 1 for i in range(len(groups))]
     from_the_end = [
         last[i] - back
@@ -149,17 +166,24 @@ def held_out(groups: Sequence[Group]) -> list[int]:
         for i, group in reversed(list(enumerate(groups)))
         if back < len(group.x)
     ]
-    return sorted(from_the_end[: max(1, total // 4)])
+    return sorted(from_the_end[: held_out_count(count_latents(groups))])
 
 
 class Evaluator:
-    """Evaluates networks: counts, reports progress, and stops at the first NaN."""
+    """Evaluates networks: counts, reports progress, and stops at the first NaN.
+
+    Args:
+        progress: told after every evaluation.
+        before: evaluations that were made already, by all ranks.
+        total: evaluations in all, those before included.
+    """
 
     def __init__(
-        self, progress: Callable[[Progress], None] | None = None, *, done: int = 0, total: int = 0
+        self, progress: Callable[[Progress], None] | None = None, *, before: int = 0, total: int = 0
     ) -> None:
         self._progress = progress
-        self.done = done
+        self._before = before
+        self._own = 0
         self.total = total
 
     def on(self, batch: MicroBatch, stage: str) -> Denoiser:
@@ -167,10 +191,15 @@ class Evaluator:
         return _Watched(self, batch.group.model, stage)
 
     def count(self, stage: str, denoised: Tensor) -> None:
-        """Note an evaluation of ``len(denoised)`` latents, and tell."""
-        self.done += len(denoised)
+        """Note an evaluation of ``len(denoised)`` latents, and tell. The other ranks are taken to be as far."""
+        self._own += len(denoised)
         if self._progress is not None:
-            self._progress(Progress(stage, self.done, max(self.total, self.done), denoised))
+            done = self._before + self._own * rank_and_size()[1]
+            self._progress(Progress(stage, done, max(self.total, done), denoised))
+
+    def spent(self) -> int:
+        """Evaluations of one latent each that went through this, of all ranks; every rank must call it."""
+        return int(sum_over_ranks(np.array(self._own)))
 
 
 class _Watched(DenoiserProxy):
@@ -201,6 +230,13 @@ def root_mean_square(error: Tensor) -> float:
 
 
 def in_order(batches: Sequence[MicroBatch], parts: Sequence[Tensor]) -> Tensor:
-    """One tensor per micro-batch, ``[m, …]``, as one for all latents, in the latents' order."""
-    order = torch.cat([batch.numbers for batch in batches]).argsort()
-    return torch.cat(list(parts))[order]
+    """One tensor per micro-batch, ``[m, …]``, as one for all latents, in the latents' order.
+
+    Under several ranks: everybody's, from everybody's micro-batches; every rank must call it.
+    """
+    order = torch.cat(gather(_joined([batch.numbers for batch in batches]))).argsort()
+    return torch.cat(gather(_joined(parts)))[order]
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor | None:
+    return torch.cat(list(parts)) if parts else None

@@ -8,7 +8,6 @@ from itertools import accumulate
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from .denoiser import DodeDenoiser
@@ -34,7 +33,8 @@ class HeldOut:
         queries: what it asks.
         prediction: what an output is.
         targets: the teacher's states.
-        batches: the held-out latents.
+        numbers: the held-out latents', ascending.
+        batches: those latents.
         evaluator: what the network is evaluated through.
     """
 
@@ -42,6 +42,7 @@ class HeldOut:
     queries: Queries
     prediction: str
     targets: Targets
+    numbers: Sequence[int]
     batches: Sequence[MicroBatch]
     evaluator: Evaluator
 
@@ -61,21 +62,18 @@ class HeldOut:
         """The same for the corrections that these recordings, of all latents, were made with."""
         batches = [recording.batch for recording in recordings]
         starts = [k for k in self._starts() if k is not None]
-        states = {k: in_order(batches, [r.states[k] for r in recordings])[self._numbers()] for k in starts}
+        states = {k: in_order(batches, [r.states[k] for r in recordings])[self.numbers] for k in starts}
         ends = in_order(batches, [recording.next_state(corrections) for recording in recordings])
-        return self._errors(states, ends[self._numbers()])
+        return self._errors(states, ends[self.numbers])
 
     def _errors(self, states: dict[int, Tensor], end: Tensor) -> Errors:
         """From the states that evaluations ask about, and the results."""
 
         def error(state: Tensor, sigma: float) -> float:
-            return root_mean_square(state - self.targets.at(sigma)[self._numbers()])
+            return root_mean_square(state - self.targets.at(sigma)[self.numbers])
 
         steps = [None if k is None else error(states[k], self.queries.sigmas[k]) for k in self._starts()]
         return [*steps, error(end, 0.0)]
-
-    def _numbers(self) -> Tensor:
-        return torch.cat([batch.numbers for batch in self.batches]).sort().values
 
     def _starts(self) -> list[int | None]:
         """The evaluation that begins each step but the first; None where a step has none of its own."""
@@ -114,9 +112,9 @@ def no_harm(held_out: HeldOut, corrections: np.ndarray, recordings: Sequence[Rec
         recordings: the fitted student's runs, of all latents.
     """
     evaluator = held_out.evaluator
-    begun = evaluator.done
+    begun = evaluator.spent()
     stock = held_out.errors(np.zeros_like(corrections), "stock solver")
-    cost = evaluator.done - begun
+    cost = evaluator.spent() - begun
     dode = held_out.recorded_errors(corrections, recordings)
     if dode[-1] < stock[-1]:
         return Verdict(stock, dode, 1.0, {"stock": cost})
@@ -124,4 +122,4 @@ def no_harm(held_out: HeldOut, corrections: np.ndarray, recordings: Sequence[Rec
     evaluator.total += len(SHRINKS) * cost
     trials = [(held_out.errors(part * corrections, "shrinking λ"), part) for part in SHRINKS]
     dode, part = min([(stock, 0.0), *trials], key=lambda trial: trial[0][-1])
-    return Verdict(stock, dode, part, {"stock": cost, "shrinking": evaluator.done - begun - cost})
+    return Verdict(stock, dode, part, {"stock": cost, "shrinking": evaluator.spent() - begun - cost})

@@ -6,7 +6,7 @@ asks about next can be had again, for another λ, from the outputs recorded so f
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -89,40 +89,53 @@ class Recording:
         Returns:
             The state after, under this evaluation's row of c (see ``next_state``).
         """
-        return self._replay(_Tape(self, model, asks=1), corrections)
+        return self._replay(Tape(model, self.denoised, asks=1), corrections)
 
     def next_state(self, corrections: np.ndarray) -> Tensor:
         """What the sampler asks about after the last recorded output, or its result, on the CPU."""
-        return self._replay(_Tape(self, self.batch.group.model, asks=0), corrections)
+        return self._replay(Tape(self.batch.group.model, self.denoised, asks=0), corrections)
 
-    def _replay(self, tape: _Tape, corrections: np.ndarray) -> Tensor:
+    def _replay(self, tape: Tape, corrections: np.ndarray) -> Tensor:
         try:
             end = self._run(DodeDenoiser(tape, corrections, self._prediction), self.batch)
         except EndOfRun as reached:
             end = reached.x
+        self.denoised = tape.answers
+        self.states += tape.states
         return end.cpu()
 
 
-class _Tape(DenoiserProxy):
-    """Plays a recording. Past its end it asks the network, so many times, and records; then it ends the run."""
+class Tape(DenoiserProxy):
+    """Plays what a network answered in an earlier run, in its place; past that it asks the network and records.
 
-    def __init__(self, recording: Recording, model: Denoiser, asks: int) -> None:
+    Args:
+        model: the network, as a denoiser.
+        played: its first answers, on any device.
+        asks: how often it may be asked; the next time the run is ended. None for as often as there is need.
+
+    Attributes:
+        answers: what was played and what was answered, on the CPU.
+        states: what the network was asked about, on the CPU.
+    """
+
+    def __init__(self, model: Denoiser, played: Sequence[Tensor] = (), asks: int | None = None) -> None:
         super().__init__(model)
-        self._recording = recording
-        self._length = len(recording.denoised) + asks
+        self.answers = list(played)
+        self.states: list[Tensor] = []
+        self._played = len(self.answers)
+        self._end = None if asks is None else self._played + asks
         self._next = 0
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         k = self._next
         self._next += 1
-        if k == self._length:
+        if k == self._end:
             raise EndOfRun(x)
-        recording = self._recording
-        if k < len(recording.denoised):
-            return recording.denoised[k].to(x.device, copy=True)  # a sampler may write into it
+        if k < self._played:
+            return self.answers[k].to(x.device, copy=True)  # a sampler may write into it
         denoised = self._model(x, sigma, **extra_args)
-        recording.states.append(_kept(x))
-        recording.denoised.append(_kept(denoised))
+        self.states.append(_kept(x))
+        self.answers.append(_kept(denoised))
         return denoised
 
 

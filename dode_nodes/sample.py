@@ -59,7 +59,7 @@ def sample_dode(
     if row is None:
         run, options, denoiser = resolve(solver or "euler"), {}, model
     else:
-        run, options = _solver_of(row, solver), dict(row.solver_options)
+        run, options = solver_of(row, solver), dict(row.solver_options)
         denoiser = dode_denoiser(model, x.shape[1], sigmas, row, run, interpolate=interpolate)
     return run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
 
@@ -91,7 +91,12 @@ def dode_denoiser(
     )
 
 
-def _solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
+def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
+    """The sampler of a row; ``solver`` is needed where it is the caller's own, and must be its.
+
+    Raises:
+        DodeError: it is missing, or another one.
+    """
     if solver is None and row.is_callable:
         raise DodeError(f"this row was distilled on a function of yours, {row.solver}: give it as solver=")
     if solver is not None and solver_name(solver) != row.solver:

@@ -221,7 +221,8 @@ class LambdaRow:
     @property
     def label(self) -> str:
         """A few words that tell rows of one table apart."""
-        return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction})"
+        form = "" if self.form == "lambda" else ", weights over the history"
+        return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction}{form})"
 
     def __repr__(self) -> str:
         if self.weights.ndim == 1:

@@ -67,6 +67,20 @@ class Targets:
             "run the teacher for this schedule and solver"
         )
 
+    def check(self, groups: Sequence[Group], sigmas: Sequence[float]) -> None:
+        """That these are the states of these latents, and there are some at these σ.
+
+        Raises:
+            DodeError: they are not.
+        """
+        x = torch.cat([group.x.detach().cpu() for group in groups])
+        if (x.shape, x.dtype) != (self.x.shape, self.x.dtype) or not torch.equal(x, self.x):
+            raise DodeError(
+                "these targets were made from other latents: run the teacher on the ones to distil on"
+            )
+        for sigma in sigmas:
+            self.at(sigma)
+
 
 def refined_grid(asked: Sequence[Sequence[float]], steps: Sequence[Tensor], scale: int, flow: bool) -> Tensor:
     """The teacher's schedule: every σ that a student asks about, and interior points.
@@ -146,9 +160,52 @@ def run_teacher(
         IneligibleSampler: before any evaluation, for the teacher or a student.
         DodeError: invalid input, or a NaN from the model.
     """
+    groups = as_groups(model, x, extra_args)
+    passes, asked = _passes(groups, schedules, solvers, solver_options, teacher, scale, flow)
+    check = held_out(groups) or [0]
+    evaluator = Evaluator(progress, total=_cost(passes, groups))
+    stops = distinct([*asked, 0.0])
+    states = passes[0].states(micro_batches(groups, micro_batch), stops, evaluator)
+    own_error = None
+    for half in passes[1:]:
+        end = half.states(micro_batches(groups, micro_batch, only=check), [0.0], evaluator)[0.0]
+        own_error = root_mean_square(end - states[0.0][check])
+    return Targets(
+        teacher=solver_name(teacher),
+        scale=scale,
+        states=states,
+        own_error=own_error,
+        evaluations=evaluator.spent(),
+        x=torch.cat([group.x.detach().cpu() for group in groups]),
+    )
+
+
+def teacher_evaluations(
+    groups: Sequence[Group],
+    schedules: Sequence[Tensor] | Tensor,
+    *,
+    solvers: str | Sampler | Sequence[str | Sampler] = "euler",
+    solver_options: dict[str, Any] | None = None,
+    teacher: str | Sampler = "dpmpp_2m",
+    scale: int = 10,
+    flow: bool | None = None,
+) -> int:
+    """What ``run_teacher`` would cost, in evaluations of one latent; raises what it would."""
+    return _cost(_passes(groups, schedules, solvers, solver_options, teacher, scale, flow)[0], groups)
+
+
+def _passes(
+    groups: Sequence[Group],
+    schedules: Sequence[Tensor] | Tensor,
+    solvers: str | Sampler | Sequence[str | Sampler],
+    solver_options: dict[str, Any] | None,
+    teacher: str | Sampler,
+    scale: int,
+    flow: bool | None,
+) -> tuple[list[_Pass], list[float]]:
+    """The teacher's run, one at half its steps if there are that many, and the σ that the students ask."""
     schedules = [schedules] if isinstance(schedules, Tensor) else list(schedules)
     solvers = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
-    groups = as_groups(model, x, extra_args)
     check_schedules(schedules)
     if not isinstance(scale, int) or scale < 1:
         raise DodeError(f"scale must be a whole number of at least 1, got {scale}")
@@ -166,25 +223,13 @@ def run_teacher(
         if parts:
             grid = refined_grid(asked, schedules, parts, flow).to(schedules[0].dtype)
             passes.append(_Pass.probed(resolve(teacher), grid, lender))
+    return passes, [sigma for queries in asked for sigma in queries]
 
-    check = held_out(groups) or [0]
-    evaluator = Evaluator(progress, total=passes[0].queries.evaluations * count_latents(groups))
-    evaluator.total += sum(half.queries.evaluations for half in passes[1:]) * len(check)
 
-    stops = distinct([*(sigma for queries in asked for sigma in queries), 0.0])
-    states = passes[0].states(micro_batches(groups, micro_batch), stops, evaluator)
-    own_error = None
-    for half in passes[1:]:
-        end = half.states(micro_batches(groups, micro_batch, only=check), [0.0], evaluator)[0.0]
-        own_error = root_mean_square(end - states[0.0][check])
-    return Targets(
-        teacher=solver_name(teacher),
-        scale=scale,
-        states=states,
-        own_error=own_error,
-        evaluations=evaluator.done,
-        x=torch.cat([group.x.detach().cpu() for group in groups]),
-    )
+def _cost(passes: Sequence[_Pass], groups: Sequence[Group]) -> int:
+    """The first is run on all latents, the other on those held out."""
+    latents = [count_latents(groups), len(held_out(groups)) or 1]
+    return sum(one.queries.evaluations * count for one, count in zip(passes, latents, strict=False))
 
 
 @dataclass(frozen=True, eq=False)

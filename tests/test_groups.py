@@ -126,13 +126,13 @@ def test_extra_args_by_index():
 
 def test_evaluator_counts_latents_and_tells():
     told = []
-    evaluator = Evaluator(told.append, done=10, total=12)
+    evaluator = Evaluator(told.append, before=10, total=12)
     batches = micro_batches(groups_of(3, 2), None)
     for batch in batches:
         evaluator.on(batch, "student")(batch.x, torch.full((len(batch.x),), 2.0))
     assert [(p.stage, p.done, p.total) for p in told] == [("student", 13, 13), ("student", 15, 15)]
     assert [len(p.denoised) for p in told] == [3, 2]
-    assert evaluator.done == 15
+    assert evaluator.spent() == 5
 
 
 def test_evaluator_lends_the_models_attributes():

@@ -72,7 +72,7 @@ def test_recorded_errors_are_those_of_a_run(solver, size):
             recording.evaluate(two_peaks, corrections)
     targets = run_teacher(groups, None, SIGMAS, solvers=solver, scale=4)
     held = micro_batches(groups, size, only=held_out(groups))
-    check = HeldOut(run, queries, "noise", targets, held, Evaluator())
+    check = HeldOut(run, queries, "noise", targets, held_out(groups), held, Evaluator())
     recorded, again = check.recorded_errors(corrections, recordings), check.errors(corrections, "again")
     assert [value is None for value in recorded] == [value is None for value in again]
     assert [v for v in recorded if v] == pytest.approx([v for v in again if v], rel=1e-9)
@@ -151,7 +151,9 @@ def test_verdict_in_numbers():
     for _ in range(5):
         recording.evaluate(model, corrections)
     held = micro_batches([Group(model, x)], None, only=[3])
-    verdict = no_harm(HeldOut(run, queries, "noise", targets, held, Evaluator()), corrections, [recording])
+    verdict = no_harm(
+        HeldOut(run, queries, "noise", targets, [3], held, Evaluator()), corrections, [recording]
+    )
     assert verdict.shrunk_to == 1.0
     assert verdict.evaluations == {"stock": 5}
     assert verdict.dode[-1] < verdict.stock[-1]
