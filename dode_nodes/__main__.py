@@ -1,4 +1,4 @@
-"""The command line: ``python -m dode_nodes demo``, ``show`` and ``validate``."""
+"""The command line: ``python -m dode_nodes demo``, ``distill``, ``show`` and ``validate``."""
 
 from __future__ import annotations
 
@@ -14,9 +14,11 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from . import headless
 from .describe import summary_text, table_json, table_text
 from .errors import DodeError, TableError
 from .plots import matplotlib_figure
+from .ranks import RankFailed, is_first_rank
 from .table import LambdaTable
 
 
@@ -35,13 +37,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader has seen enough, as head does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (DodeError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (DodeError, OSError, RankFailed) as error:
+        _complain(f"error: {error}")
         return 2
-    except KeyboardInterrupt:
-        print("interrupted: nothing was written", file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        _complain(f"interrupted: {str(interrupt) or 'nothing was written'}")
         return 130
     return status
+
+
+def _complain(text: str) -> None:
+    """On standard error; of several ranks, which fail together, one does."""
+    if is_first_rank():
+        print(text, file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -70,6 +78,16 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--cfg", type=float, default=2.0, help="scale of classifier-free guidance")
     demo.add_argument("--seed", type=int, default=0, help="of the initial noise")
     demo.set_defaults(run=_demo)
+
+    distill = commands.add_parser(
+        "distill",
+        help="distil a λ table for a model or a checkpoint",
+        description="Runs a many-step teacher once and fits few-step solvers to it: λ first, then, within "
+        "--refine-budget, all numbers of the solver end to end. Says before it starts what it may cost. Interrupted, "
+        "it saves what was found as FILE-partial. For several GPUs or processes: torchrun --nproc-per-node 2 -m "
+        "dode_nodes distill …",
+    )
+    headless.add_options(distill)
 
     show = commands.add_parser("show", help="print a λ table")
     show.add_argument("file", type=Path, metavar="FILE", help="a λ table, .safetensors")

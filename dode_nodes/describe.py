@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from .reading import GIVEN, IPNDM, PLAIN, Refinement, at, is_number, item, refinement_of
 from .table import LambdaRow, LambdaTable
 
 _NOTHING = "–"
@@ -33,12 +34,14 @@ def row_text(row: LambdaRow) -> str:
 
 
 def summary_text(rows: Sequence[LambdaRow]) -> str:
-    """One line a row: the held-out error without and with λ, and λ."""
+    """One line a row: the held-out error without and with λ, and λ; a triangle of weights has no room."""
     lines = [("solver", "output", "evaluations", "stock", "D-ODE", "λ, evaluation by evaluation")]
     for row in rows:
-        errors = [number(_at(row.report, "error", name)) for name in ("stock_end", "dode_end")]
-        weights = "  ".join(_weights(row, k) for k in range(row.nfe))
-        lines.append((row.solver, row.prediction, str(row.nfe), *errors, weights))
+        errors = [number(at(row.report, "error", name)) for name in ("stock_end", "dode_end")]
+        solver = f"{row.plain.solver}, refined" if row.is_refined else row.solver
+        lambdas = "  ".join(_weights(row, k) for k in range(row.nfe))
+        weights = lambdas if row.form == "lambda" else "weights over the history"
+        lines.append((solver, row.prediction, str(row.nfe), *errors, weights))
     return _printable("\n".join(columns(lines, left=(0, 1, 5))))
 
 
@@ -54,7 +57,7 @@ def _row_json(row: LambdaRow) -> dict[str, Any]:
 
 def number(value: Any) -> str:
     """An error to three significant digits; a dash where there is none."""
-    return f"{value:#.3g}" if _is_number(value) else _NOTHING
+    return f"{value:#.3g}" if is_number(value) else _NOTHING
 
 
 def percent(value: float, reference: float) -> str:
@@ -88,30 +91,50 @@ def _notes(row: LambdaRow) -> list[str]:
     shrunk_to = report.get("shrunk_to")
     if shrunk_to == 0:
         notes.append("λ did harm on the held-out latents and was set to 0: this is the stock solver")
-    elif _is_number(shrunk_to) and shrunk_to != 1:
+    elif is_number(shrunk_to) and shrunk_to != 1:
         notes.append(f"λ did harm on the held-out latents and was shrunk to {shrunk_to:g} of what was fitted")
     undetermined = report.get("undetermined")
-    if undetermined and isinstance(undetermined, list) and all(map(_is_number, undetermined)):
+    if undetermined and isinstance(undetermined, list) and all(map(is_number, undetermined)):
         numbers = ", ".join(str(k + 1) for k in undetermined)
         notes.append(f"λ moves nothing, and is 0, at evaluation {numbers}")
+    if (refinement := refinement_of(report)) is not None:
+        notes += _notes_on_refinement(row, refinement)
     if isinstance(report.get("evaluations"), dict):
         notes.append(f"network evaluations spent: {_facts(report['evaluations'])}")
     return notes
 
 
 def _notes_on_error(report: Mapping[str, Any]) -> list[str]:
-    stock, dode = (_at(report, "error", name) for name in ("stock_end", "dode_end"))
+    stock, dode = (at(report, "error", name) for name in ("stock_end", "dode_end"))
     notes = []
-    if _is_number(stock) and _is_number(dode):
+    if is_number(stock) and is_number(dode):
         change = f" ({percent(dode, stock)})" if stock else ""
         held, fitted = (_words(report.get(name, "?")) for name in ("held_out_latents", "fitted_latents"))
         notes.append(f"error at the end: stock {number(stock)}, D-ODE {number(dode)}{change}")
         notes.append(f"measured on {held} held-out latents, against the teacher; fitted on {fitted}")
     elif report.get("checked") is False:
         notes.append("not checked: there was one latent only, and λ was fitted on it")
-    if _is_number(own := report.get("teacher_error")):
+    if is_number(own := report.get("teacher_error")):
         notes.append(f"the teacher's own error: at most about {number(own)}")
     return notes
+
+
+def _notes_on_refinement(row: LambdaRow, refinement: Refinement) -> list[str]:
+    """What came of it, and its stages in columns."""
+    began = row.plain.solver
+    outcome = {
+        GIVEN: "refining brought it no nearer to the teacher: this is the row as it was",
+        PLAIN: f"refining did no better than the plain {began}: this is the plain solver",
+        IPNDM: f"refined from {began}: of what was tried, the weights of iPNDM-3 are nearest to the teacher",
+    }
+    refined = f"refined end to end from {began}: kept what was nearest to the teacher, {refinement.kept}"
+    ended = ["the refinement was ended early; this is the best of it"] if refinement.interrupted else []
+    lines = [("stage", "held-out error", "fitted error", "evaluations so far")]
+    for name, fitted, held_out, evaluations in refinement.stages:
+        spent = _NOTHING if evaluations is None else f"{evaluations:.0f}"
+        lines.append((name, number(held_out), number(fitted), spent))
+    stages = [f"  {line}" for line in columns(lines, left=(0,))] if refinement.stages else []
+    return [outcome.get(refinement.kept, refined), *ended, *stages]
 
 
 def _steps(row: LambdaRow) -> list[tuple[str, ...]]:
@@ -128,15 +151,15 @@ def _steps(row: LambdaRow) -> list[tuple[str, ...]]:
         sigmas, errors = ("", "", ""), ("", "")
         if stage == 0:
             sigmas = (str(step + 1), f"{row.sigmas[step]:.5g}", f"{row.sigmas[step + 1]:.5g}")
-            errors = tuple(number(_item(_at(row.report, "error", name), step)) for name in ("stock", "dode"))
-        scatter = _item(row.report.get("lambda_standard_error"), k) if as_fitted else None
+            errors = tuple(number(item(at(row.report, "error", name), step)) for name in ("stock", "dode"))
+        scatter = item(row.report.get("lambda_standard_error"), k) if as_fitted else None
         lines.append(
             (
                 *sigmas,
                 str(k + 1),
                 "" if told is None else f"{told[k]:.5g}",
                 _weights(row, k),
-                f"{scatter:.4f}" if k and _is_number(scatter) else _NOTHING,
+                f"{scatter:.4f}" if k and is_number(scatter) else _NOTHING,
                 *errors,
             )
         )
@@ -159,25 +182,10 @@ def _facts(facts: Mapping[str, Any]) -> str:
 
 def _words(value: Any) -> str:
     if isinstance(value, list):
-        return ("×" if all(map(_is_number, value)) else ", ").join(map(_words, value))
+        return ("×" if all(map(is_number, value)) else ", ").join(map(_words, value))
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _printable(text: str) -> str:
     """Without what could steer a terminal."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)
-
-
-def _at(facts: Any, *names: str) -> Any:
-    for name in names:
-        facts = facts.get(name) if isinstance(facts, Mapping) else None
-    return facts
-
-
-def _item(values: Any, i: int) -> Any:
-    return values[i] if isinstance(values, list) and i < len(values) else None
-
-
-def _is_number(value: Any) -> bool:
-    """Whether it is one that can be formatted: JSON's whole numbers may have thousands of digits."""
-    return isinstance(value, float) or (type(value) is int and abs(value) < 2**63)

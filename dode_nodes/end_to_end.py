@@ -148,7 +148,10 @@ class Jacobian:
 
     def learn(self, before: Played, after: Played, step: np.ndarray, metric: np.ndarray) -> None:
         """Broyden's update: the least change, in the metric, by which J explains what the step has done."""
-        along = torch.from_numpy(metric * step / (metric @ step**2))
+        length = metric @ step**2
+        if length < np.finfo(np.float64).tiny:  # too short a step to learn from
+            return
+        along = torch.from_numpy(metric * step / length)
         for part, old, new in zip(self._parts, before.residuals, after.residuals, strict=True):
             expected = torch.einsum("mpq,p->mq", part.double(), torch.from_numpy(step))
             unexplained = _sketch(new - old) - expected
@@ -198,7 +201,7 @@ def _steps(
     for _ in range(RUNS):
         gram, right = jacobian.normal_equations(played.residuals)
         metric = np.maximum(np.diag(gram), 1e-9 * np.diag(gram).max())
-        if not metric.any():  # nothing that could be moved moves the end
+        if not metric.any() or not right.any():  # nothing moves the end, or nothing is left to gain
             break
         step, damping = _damped_step(gram, right, metric, damping)
         trial = latents.trial(moved(played.student, parameters, step), played, unchanged)

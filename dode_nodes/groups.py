@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .denoiser import Denoiser, DenoiserProxy
 from .errors import DodeError
-from .ranks import dealt, gather, rank_and_size, sum_over_ranks
+from .ranks import gather, share, sum_over_ranks
 
 ExtraArgs = dict[str, Any] | Callable[[Tensor], dict[str, Any]] | None
 """The model's keyword arguments, or a function that gives them for the latents' indices."""
@@ -56,12 +56,14 @@ class MicroBatch:
         indices: theirs within the group, ``[m]``, int64.
         numbers: theirs over all groups, ``[m]``, int64.
         x: their initial states, ``[m, C, *spatial]``.
+        stand_for: latents of all ranks for each of this rank's, to tell of progress.
     """
 
     group: Group
     indices: Tensor
     numbers: Tensor
     x: Tensor = field(repr=False)
+    stand_for: float = 1.0
 
     def extra_args(self) -> dict[str, Any]:
         """Fresh arguments for one run: samplers may write into them."""
@@ -118,7 +120,7 @@ def micro_batches(
     """This rank's share of the groups' latents, at most ``size`` of one group together.
 
     Args:
-        size: None for a group at a time, or as much of it as falls to each of several ranks.
+        size: None for all that a group has in the share.
         only: just the latents of these numbers.
 
     Raises:
@@ -126,17 +128,17 @@ def micro_batches(
     """
     if size is not None and size < 1:
         raise DodeError(f"micro_batch must be at least 1, got {size}")
-    wanted = None if only is None else set(only)
+    wanted = range(count_latents(groups)) if only is None else sorted(only)
+    mine = set(share(wanted))
     batches, first = [], 0
     for group in groups:
-        indices = torch.tensor(
-            [i for i in range(len(group.x)) if wanted is None or first + i in wanted], dtype=torch.int64
-        )
-        for part in indices.split(size or max(-(-len(indices) // rank_and_size()[1]), 1)):
+        indices = torch.tensor([i for i in range(len(group.x)) if first + i in mine], dtype=torch.int64)
+        for part in indices.split(size or len(group.x)):
             if len(part):
-                batches.append(MicroBatch(group, part, part + first, group.x[part.to(group.x.device)]))
+                x = group.x[part.to(group.x.device)]
+                batches.append(MicroBatch(group, part, part + first, x, len(wanted) / len(mine)))
         first += len(group.x)
-    return dealt(batches)
+    return batches
 
 
 def count_latents(groups: Sequence[Group]) -> int:
@@ -184,17 +186,19 @@ class Evaluator:
         self._progress = progress
         self._before = before
         self._own = 0
+        self._all = 0.0  # as far as this rank can tell
         self.total = total
 
     def on(self, batch: MicroBatch, stage: str) -> Denoiser:
         """The micro-batch's denoiser, watched."""
-        return _Watched(self, batch.group.model, stage)
+        return _Watched(self, batch, stage)
 
-    def count(self, stage: str, denoised: Tensor) -> None:
-        """Note an evaluation of ``len(denoised)`` latents, and tell. The other ranks are taken to be as far."""
+    def count(self, batch: MicroBatch, stage: str, denoised: Tensor) -> None:
+        """Note an evaluation of the micro-batch, and tell. The other ranks are taken to be as far."""
         self._own += len(denoised)
+        self._all += len(denoised) * batch.stand_for
         if self._progress is not None:
-            done = self._before + self._own * rank_and_size()[1]
+            done = self._before + round(self._all)
             self._progress(Progress(stage, done, max(self.total, done), denoised))
 
     def spent(self) -> int:
@@ -203,9 +207,10 @@ class Evaluator:
 
 
 class _Watched(DenoiserProxy):
-    def __init__(self, evaluator: Evaluator, model: Denoiser, stage: str) -> None:
-        super().__init__(model)
+    def __init__(self, evaluator: Evaluator, batch: MicroBatch, stage: str) -> None:
+        super().__init__(batch.group.model)
         self._evaluator = evaluator
+        self._batch = batch
         self._stage = stage
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
@@ -220,7 +225,7 @@ class _Watched(DenoiserProxy):
                 f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} "
                 f"({self._stage}). A model in half precision may need fp32 or bf16"
             )
-        self._evaluator.count(self._stage, denoised)
+        self._evaluator.count(self._batch, self._stage, denoised)
         return denoised
 
 

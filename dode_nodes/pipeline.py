@@ -69,7 +69,7 @@ class Pipeline:
     Attributes:
         cost: what ``run`` may come to, known before.
         rows: what has been found so far: greedy rows, then each row's refinement.
-        partial: where a refinement was ended, the best of it; else None.
+        partial: where a refinement was ended, the best of it, if that is not the row it began with; else None.
         targets: the teacher's states, when it is done.
     """
 
@@ -109,6 +109,11 @@ class Pipeline:
                 self._plan(i, evaluations[i], budget, taught) for i, budget in enumerate(self._budgets)
             ),
         )
+
+    @property
+    def found(self) -> list[LambdaRow]:
+        """All rows that there are, wherever it was ended."""
+        return self.rows if self.partial is None else [*self.rows, self.partial]
 
     def run(self, progress: Callable[[Progress], None] | None = None) -> list[LambdaRow]:
         """Everything: the greedy rows, in the schedules' order, then their refinements.
@@ -157,12 +162,13 @@ class Pipeline:
                 micro_batch=self._micro_batch, progress=progress,
             )  # fmt: skip
         except BaseException as error:
-            self.partial = getattr(error, "best_row", None)
+            best = getattr(error, "best_row", None)
+            self.partial = best if best is not None and best.is_refined else None
             raise
-        if refined.report["refined"]["kept"] == "row given":
-            self.rows[self.rows.index(row)] = refined  # the same, and the report says that it was tried
-        else:
+        if refined.is_refined:
             self.rows.append(refined)
+        else:
+            self.rows[self.rows.index(row)] = refined  # the same, and the report says that it was tried
 
     def _evaluations_per_step(self, sigmas: Tensor) -> tuple[int, ...]:
         return probe_student(resolve(self._solver), sigmas, model=self._groups[0].model).per_step

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from .errors import DodeError
+from .reading import GIVEN, IPNDM, PLAIN, Stage, refinement_of
 from .table import LambdaRow, LambdaTable
 from .teacher import is_flow
 
@@ -102,17 +103,24 @@ def error_per_step_figure(row: LambdaRow) -> Figure:
 
 
 def report_figure(table: LambdaTable) -> Figure:
-    """All of a table: for every solver and prediction, λ against σ, and beside it the errors per step.
+    """All of a table, two panels for every solver and prediction.
+
+    Of greedy rows λ against σ, and the errors per step; of refined rows σ before and after (λ, where they
+    kept their σ), and the error stage by stage.
 
     Raises:
         DodeError: there is no matplotlib.
     """
     members = _by_solver(table.rows)
     figure, axes = _panels(len(members), 2)
-    for i, (title, group) in enumerate(members.items()):
-        _draw_lambdas(axes[2 * i], title, group)
-        if not _draw_errors_per_step(axes[2 * i + 1], title, group):
-            axes[2 * i + 1].remove()
+    for (title, group), left, right in zip(members.items(), axes[::2], axes[1::2], strict=True):
+        refined = group[0].is_refined
+        if refined and any(row.has_own_sigmas for row in group):
+            _draw_schedules(left, title, group)
+        else:
+            _draw_lambdas(left, title, group)
+        if not (_draw_stages if refined else _draw_errors_per_step)(right, title, group):
+            right.remove()
     return figure
 
 
@@ -140,7 +148,7 @@ def error_against_evaluations_figure(panels: Sequence[Panel], note: str = "") ->
         for curve in curves:
             ax.plot(curve.evaluations, curve.errors, label=curve.label,
                     **(_STOCK if curve.stock else next(styles)))  # fmt: skip
-        _log_axis(ax, "y")
+        _log_axis(ax, "y", _DENSE)
         ax.set_xticks(budgets)
         _words(ax, title, "network evaluations", "error (RMS)")
     return figure
@@ -269,6 +277,11 @@ def _styles() -> cycle:
     )
 
 
+_BEGINNINGS = {PLAIN: "stock", GIVEN: "λ", IPNDM: "iPNDM-3"}
+"""What refinements begin with, in the order that they are drawn."""
+_MOST_STAGES = 24  # of a row: a file may list any number
+
+
 def matplotlib_figure() -> type[Figure]:
     """matplotlib's class of figures.
 
@@ -307,13 +320,17 @@ def _words(ax: Axes, title: str, x: str, y: str) -> None:
         ax.legend(frameon=False, fontsize=9)
 
 
-def _log_axis(ax: Axes, which: str) -> None:
-    """Logarithmic, with plain numbers between the powers of ten: errors rarely span more than one."""
+_SPARSE, _DENSE = (1, 2, 5), (1, 1.5, 2, 3, 5, 7)
+"""Ticks in a decade of a logarithmic axis: for σ, and for errors, which rarely span more than one."""
+
+
+def _log_axis(ax: Axes, which: str, ticks: Sequence[float]) -> None:
+    """Logarithmic, with plain numbers between the powers of ten."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     (ax.set_xscale if which == "x" else ax.set_yscale)("log")
     axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if which == "x" else (1, 1.5, 2, 3, 5, 7)))
+    axis.set_major_locator(LogLocator(subs=ticks))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
     axis.set_minor_formatter(NullFormatter())
 
@@ -323,7 +340,8 @@ def _by_solver(rows: Sequence[LambdaRow]) -> dict[str, list[LambdaRow]]:
         raise DodeError("there is no row to draw")
     members: dict[str, list[LambdaRow]] = {}
     for row in rows:
-        members.setdefault(f"{row.solver} ({row.prediction})", []).append(row)
+        title = f"{row.plain.solver}, refined" if row.is_refined else row.solver
+        members.setdefault(f"{title} ({row.prediction})", []).append(row)
     return members
 
 
@@ -335,7 +353,7 @@ def _draw_lambdas(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:
             label = f"{row.nfe} evaluations{_shrunk(row)}"
             ax.errorbar(sigmas, lambdas, yerr=scatter, label=label, elinewidth=1, capsize=2.5, **style)
     if not is_flow(max((row.sigmas for row in rows), key=lambda sigmas: sigmas[0])):
-        _log_axis(ax, "x")
+        _log_axis(ax, "x", _SPARSE)
     ax.invert_xaxis()  # as sampling goes
     _words(ax, title, "σ (sampling goes to the right)", "λ (0: the stock solver)")
 
@@ -348,15 +366,72 @@ def _draw_errors_per_step(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bo
         ax.plot(*zip(*stock, strict=True), label=f"{row.nfe} evaluations, stock",
                 **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))  # fmt: skip
         ax.plot(*zip(*dode, strict=True), label=f"{row.nfe} evaluations, D-ODE", **style)
-    own = next((row.report.get("teacher_error") for _, _, row in drawn), None)
-    if isinstance(own, float) and own > min(error for _, dode, _ in drawn for _, error in dode) / 5:
-        # A smaller one would flatten the curves, and says nothing about them.
-        ax.axhline(own, color=GREY, linestyle=":", linewidth=1.2, label="the teacher's own, about")
     if drawn:
+        smallest = min(error for _, dode, _ in drawn for _, error in dode)
+        _draw_teachers_own(ax, [row for *_, row in drawn], smallest)
         ax.set_xticks(range(1, max(row.steps for *_, row in drawn) + 1))
-        _log_axis(ax, "y")
+        _log_axis(ax, "y", _DENSE)
         _words(ax, title, "after step", "distance to the teacher (RMS)")
     return bool(drawn)
+
+
+def _draw_schedules(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:
+    """σ after each step, before and after refining; the last is 0 in all of them, and has no logarithm."""
+    ax.plot([], [], label="before refining", **(_STOCK | {"marker": ""}))
+    for row, style in zip(rows, _styles(), strict=False):
+        steps = range(row.steps)
+        ax.plot(steps, row.plain.sigmas[:-1], **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))
+        ax.plot(steps, row.sigmas[:-1], label=f"{row.nfe} evaluations", **style)
+    if not is_flow(rows[0].sigmas):
+        _log_axis(ax, "y", _SPARSE)
+    ax.set_xticks(range(max(row.steps for row in rows)))
+    _words(ax, title, "after step", "σ")
+
+
+def _draw_stages(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bool:
+    """The held-out errors that each refinement began with and came to; whether there was one to draw."""
+    refinements = [refinement_of(row.report) for row in rows]
+    stages = [[s for s in told.stages[:_MOST_STAGES] if (s.held_out_error or 0) > 0] for told in refinements]
+    names = dict.fromkeys(stage.name for each in stages for stage in each)
+    names = [
+        *(name for name in _BEGINNINGS if name in names),
+        *(name for name in names if name not in _BEGINNINGS),
+    ]
+    if not names:
+        return False
+    for row, told, each, style in zip(rows, refinements, stages, _styles(), strict=False):
+        begun = [stage for stage in each if stage.name in _BEGINNINGS]
+        refined = [stage for stage in each if stage.name not in _BEGINNINGS]
+        path = sorted(begun, key=_fitted_error)[:1] + refined  # the nearest on the fitted latents went on
+        kept = [stage for stage in each if stage.name == told.kept]
+        points, hollow = style | {"linestyle": ""}, {"markerfacecolor": "white"}
+        for members, how in (
+            (begun, points | hollow),
+            (path, style | hollow | {"label": f"{row.nfe} evaluations"}),
+            (kept, points | {"markersize": 7.5}),
+        ):
+            places = [names.index(stage.name) for stage in members]
+            ax.plot(places, [stage.held_out_error for stage in members], **how)
+    _draw_teachers_own(ax, rows, min(stage.held_out_error for each in stages for stage in each))
+    _log_axis(ax, "y", _DENSE)
+    ticks = [_BEGINNINGS.get(name, name.removeprefix("Jacobian ")[:10]) for name in names]
+    ax.set_xticks(range(len(ticks)), ticks, parse_math=False)
+    _words(ax, title, "begun with, then Jacobian 1, 2, … (filled: kept)", "distance to the teacher (RMS)")
+    return True
+
+
+def _fitted_error(stage: Stage) -> float:
+    return np.inf if stage.fitted_error is None else stage.fitted_error
+
+
+def _draw_teachers_own(ax: Axes, rows: Sequence[LambdaRow], smallest: float) -> None:
+    """A line at the teacher's own error, if that is not far below the smallest error drawn.
+
+    There it would flatten the curves, and say nothing about them.
+    """
+    own = next((row.report.get("teacher_error") for row in rows), None)
+    if isinstance(own, float) and own > smallest / 5:
+        ax.axhline(own, color=GREY, linestyle=":", linewidth=1.2, label="the teacher's own, about")
 
 
 def _errors_after(row: LambdaRow, name: str) -> list[tuple[int, float]]:

@@ -38,6 +38,7 @@ from .groups import (
 )
 from .history import as_history
 from .probe import probe_student
+from .reading import GIVEN, IPNDM, PLAIN
 from .sample import solver_of
 from .solvers import Sampler, resolve, sample_ipndm
 from .student import (
@@ -56,8 +57,6 @@ JACOBIANS = 4
 """At most; more gained nothing on latents outside of the fit."""
 FEW_LATENTS = 8
 """A budget pays for all Jacobians on so many latents before it pays for more latents."""
-
-_GIVEN, _PLAIN, _IPNDM = "row given", "plain solver", "iPNDM-3"
 
 
 def refine(
@@ -244,13 +243,13 @@ class _Family:
         none = np.zeros_like(row.corrections)
         given = Student(solver, row.prediction, row.sigmas, row.corrections, row.told_sigmas, options)
         plain = replace(given, corrections=none, told_sigmas=None)
-        starts = {_GIVEN: given, _PLAIN: plain}
+        starts = {GIVEN: given, PLAIN: plain}
         members = {name: _as_member(student, model) for name, student in starts.items()}
         if None in members.values():
             fitted = lambda_parameters if row.form == "lambda" else history_parameters
             return cls(row, solver, starts, fitted(row.nfe), history=False)
         ipndm = replace(plain, solver=sample_ipndm, prediction="noise", options={"max_order": 3})
-        members[_IPNDM] = replace(_as_member(ipndm, model), told_sigmas=row.told_sigmas)
+        members[IPNDM] = replace(_as_member(ipndm, model), told_sigmas=row.told_sigmas)
         parameters = history_parameters(row.nfe)
         if row.told_sigmas is None:  # else the network does not see the σ
             parameters += sigma_parameters(row.steps)
@@ -286,9 +285,9 @@ class _Family:
     def row_of(self, name: str, student: Student) -> LambdaRow:
         """A member as a row, with the report and settings of the row given."""
         row = self.row
-        if name == _GIVEN:
+        if name == GIVEN:
             return row
-        if name == _PLAIN:
+        if name == PLAIN:
             plain = np.zeros(row.nfe) if row.form == "lambda" else np.eye(row.nfe)
             return replace(row, weights=plain, told_sigmas=None)
         weights = student.corrections + np.eye(row.nfe)
@@ -330,7 +329,7 @@ class _Best:
         self._held = held
         self._settings = settings
         self._stages: list[dict[str, Any]] = []
-        self._name, self._student = _GIVEN, family.starts[_GIVEN]
+        self._name, self._student = GIVEN, family.starts[GIVEN]
         self._judged = math.inf
         self._facts: dict[str, Any] = {}
         self._teacher_evaluations = 0
@@ -372,7 +371,7 @@ class _Best:
         if interrupted:
             refined["interrupted"] = True
         report = dict(row.report) | {"refined": refined, "evaluations": self._evaluations(row.report)}
-        if self._name != _GIVEN:
+        if self._name != GIVEN:
             for of_the_row_given in ("error", "shrunk_to", "lambda_standard_error", "undetermined"):
                 report.pop(of_the_row_given, None)
             report |= self._facts
@@ -382,7 +381,7 @@ class _Best:
 
     def _errors(self) -> dict[str, Any]:
         """At the end: on the way there a refined student need not be near the teacher."""
-        stock = next((s["held_out_error"] for s in self._stages if s["stage"] == _PLAIN), None)
+        stock = next((s["held_out_error"] for s in self._stages if s["stage"] == PLAIN), None)
         between = [None] * (self._family.row.steps - 1)
         return {
             "stock": [*between, stock],

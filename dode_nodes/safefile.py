@@ -6,7 +6,9 @@ import json
 import os
 import secrets
 import stat
+import tempfile
 from collections.abc import Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +62,8 @@ def write(
     if len(content) > MAX_BYTES or any(len(text) > MAX_JSON for text in metadata.values()):
         raise TableError(f"{path}: not written, {len(content)} bytes are too many for a table")
     try:
-        if path.exists() and not overwrite:
-            raise TableError(f"{path}: exists already, and nothing is overwritten unasked")
+        if not overwrite:
+            _refuse_existing(path)
         part = path.with_name(f".{secrets.token_hex(8)}.part")
         try:
             with open(part, "xb") as file:
@@ -75,7 +77,46 @@ def write(
     except TableError:
         raise
     except (OSError, ValueError) as error:  # the latter of a NUL in the name
-        raise TableError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}") from error
+        raise _unwritable(path, error) from error
+
+
+def check_new(path: Path) -> None:
+    """That a new file can be written here: to know before the work that fills it. A missing folder is made.
+
+    Raises:
+        TableError: it exists, or its folder cannot be written.
+    """
+    try:
+        _refuse_existing(path)
+        try_writing(path.parent)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def try_writing(folder: Path) -> None:
+    """Make the folder if it is missing, and a file in it that is gone at once.
+
+    Raises:
+        OSError: that cannot be done.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=folder):
+        pass
+
+
+def free_path(path: Path) -> Path:
+    """The path, or where there is something already NAME-2, NAME-3, …"""
+    names = chain([path], (path.with_stem(f"{path.stem}-{n}") for n in count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def _refuse_existing(path: Path) -> None:
+    if path.exists():
+        raise TableError(f"{path}: exists already, and nothing is overwritten unasked")
+
+
+def _unwritable(path: Path, error: Exception) -> TableError:
+    return TableError(f"{path}: cannot be written: {getattr(error, 'strerror', None) or error}")
 
 
 def parse_json(text: str, path: Path) -> Any:

@@ -135,9 +135,16 @@ def lambda_parameters(evaluations: int) -> list[Parameter]:
     return [Weight(k, (unit[k] - unit[k - 1])[: k + 1]) for k in range(1, evaluations)]
 
 
+REACH = 4
+"""Outputs that an evaluation's weights are fitted on, its own the newest: all of ten gained nothing over four."""
+
+
 def history_parameters(evaluations: int) -> list[Parameter]:
-    """Eq. 8's: every weight of the triangle."""
-    return [Weight(k, direction) for k in range(evaluations) for direction in np.eye(k + 1)]
+    """Eq. 8's: the weights of the newest outputs, row by row of the triangle."""
+    unit = np.eye(evaluations)
+    return [
+        Weight(k, unit[j, : k + 1]) for k in range(evaluations) for j in range(max(0, k - REACH + 1), k + 1)
+    ]
 
 
 def sigma_parameters(steps: int) -> list[Parameter]:

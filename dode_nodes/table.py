@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from . import safefile
 from .denoiser import MAX_EVALUATIONS, PREDICTIONS, dode_corrections, history_corrections
 from .errors import DodeError, TableError
+from .reading import GIVEN, at, is_number, refinement_of
 from .sigmas import same_sigma
 
 FORMAT = "dode-lambda-table"
@@ -219,10 +220,52 @@ class LambdaRow:
         return Match(self, step, f"{part} of {self.label}")
 
     @property
+    def is_refined(self) -> bool:
+        """Whether it came out of a refinement, and is not the row that went in."""
+        refinement = refinement_of(self.report)
+        return refinement is not None and refinement.kept != GIVEN
+
+    @property
+    def plain(self) -> LambdaRow:
+        """What the row is to be measured against: a solver without λ, as a row of zeros.
+
+        For a refined row the solver, on the schedule, that the refinement began with; where its report does
+        not say, or says what cannot be, the row's own.
+        """
+        own = LambdaRow(
+            solver=self.solver,
+            sigmas=self.sigmas,
+            evaluations=self.evaluations,
+            weights=np.zeros(self.nfe),
+            prediction=self.prediction,
+            solver_options=self.solver_options,
+            settings=self.settings,
+        )
+        refinement = refinement_of(self.report)
+        if refinement is None:
+            return own
+        try:
+            began = {name: refinement.began.get(name) for name in ("solver", "solver_options", "sigmas")}
+            plain = replace(own, **began)
+        except DodeError:
+            return own
+        return plain if same_sigma(plain.sigmas[0], own.sigmas[0]) else own
+
+    @property
+    def has_own_sigmas(self) -> bool:
+        """Whether refining has moved its σ away from the schedule that was asked for."""
+        return not np.array_equal(self.sigmas, self.plain.sigmas)
+
+    def serves(self, solver: str) -> bool:
+        """Whether the row is this solver's, or a refinement that began with it."""
+        return solver in (self.solver, self.plain.solver)
+
+    @property
     def label(self) -> str:
         """A few words that tell rows of one table apart."""
         form = "" if self.form == "lambda" else ", weights over the history"
-        return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction}{form})"
+        refined = f", refined from {self.plain.solver}" if self.is_refined else ""
+        return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction}{form}{refined})"
 
     def __repr__(self) -> str:
         if self.weights.ndim == 1:
@@ -342,9 +385,9 @@ class LambdaTable:
 
         Args:
             sigmas: what is to be sampled, descending.
-            solver: only rows of this solver.
+            solver: only rows that serve this solver.
         """
-        candidates = [row for row in self.rows if solver is None or row.solver == solver]
+        candidates = [row for row in self.rows if solver is None or row.serves(solver)]
         if not candidates:
             return Match(
                 None, None, f"this table has no row for the solver '{solver}'. It has: {self.contents()}"
@@ -368,8 +411,7 @@ class LambdaTable:
                 be written.
         """
         path = Path(path)
-        if path.suffix != ".safetensors":
-            raise TableError(f"{path}: a table's file name ends in .safetensors")
+        _check_suffix(path)
         facts = dict(self.unknown) | {"model": dict(self.model), "rows": [row.to_json() for row in self.rows]}
         tensors = dict(self.unknown_arrays) | {
             _tensor_name(i, name): array
@@ -379,6 +421,16 @@ class LambdaTable:
         metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(facts)}
         safefile.write(path, tensors, metadata, overwrite=overwrite)
         return path
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """That ``save`` can write a new table here: to know before the work. A missing folder is made.
+
+        Raises:
+            TableError: as ``save`` would.
+        """
+        _check_suffix(path)
+        safefile.check_new(path)
 
     @classmethod
     def load(cls, path: str | Path) -> LambdaTable:
@@ -417,12 +469,16 @@ class LambdaTable:
             raise DodeError(f"row {i}: {error}") from error
 
 
+def _check_suffix(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise TableError(f"{path}: a table's file name ends in .safetensors")
+
+
 def _tensor_name(row: int, name: str) -> str:
     return f"rows.{row}.{name}"
 
 
 def end_error(row: LambdaRow) -> float:
     """The row's held-out error at the end, against its teacher; infinite where it was not checked."""
-    error = row.report.get("error")
-    value = error.get("dode_end") if isinstance(error, dict) else None
-    return float(value) if isinstance(value, (int, float)) else float("inf")
+    value = at(row.report, "error", "dode_end")
+    return float(value) if is_number(value) else float("inf")

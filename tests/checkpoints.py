@@ -20,16 +20,17 @@ WORDS = 64
 """Of the text encoder's embeddings so many differ: prompts differ, and most of the file is a hole."""
 
 
-def write_sd15(path: Path) -> None:
-    """Write the checkpoint: random weights where a picture comes from, no layers in the text encoder.
+def write_sd15(path: Path, *, text_encoder: bool = True) -> None:
+    """Write the checkpoint: random weights where a picture comes from, no layers in the text encoder, if it has one.
 
     The text encoder's size is fixed in ComfyUI, 246 MB; its zeros take no space on disk.
     """
     parts = {
         "model.diffusion_model.": _unet(),
         "first_stage_model.": _taesd(),
-        "cond_stage_model.transformer.": _text_encoder(),
     }
+    if text_encoder:
+        parts["cond_stage_model.transformer."] = _text_encoder()
     torch.manual_seed(0)
     shapes = {
         prefix + name: weight.shape

@@ -6,7 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from tests.comfyui import find_comfyui, import_comfyui
+from dode_nodes.hosts.comfyui import find_comfyui
+from tests.comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
 
 

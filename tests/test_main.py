@@ -7,16 +7,20 @@ import json
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from dode_nodes import LambdaRow, LambdaTable
+from dode_nodes import DodeError, LambdaRow, LambdaTable, Progress, headless
 from dode_nodes.__main__ import main
 from dode_nodes.demo import demo as demo_module
+from dode_nodes.demo.models import noise_schedule
 from dode_nodes.demo.results import FILES
+from dode_nodes.describe import summary_text
+from dode_nodes.schedules import make_sigmas
 
 pytest.importorskip("matplotlib")
 
@@ -156,6 +160,25 @@ class TestErrors:
             ["demo", "--seed", "-1"],
             ["demo", "--cfg", "nan"],
             ["demo", "--out", "a-file/results"],
+            ["distill", "--steps", "1"],
+            ["distill", "--steps", "5", "1000"],
+            ["distill", "--seed", "-1"],
+            ["distill", "--cfg", "inf"],
+            ["distill", "--latents", "1"],
+            ["distill", "--scale", "0"],
+            ["distill", "--micro-batch", "0"],
+            ["distill", "--refine-budget", "-1"],
+            ["distill", "--refine-budget", "nan"],
+            ["distill", "--refine-budget", "0.001"],
+            ["distill", "--solver", "none"],
+            ["distill", "--schedule", "none"],
+            ["distill", "--out", "a-file/table.safetensors"],
+            ["distill", "--out", "table.pt"],
+            ["distill", "--prompt", "a cat"],
+            ["distill", "--size", "64x64"],
+            ["distill", "--checkpoint", "a-file"],
+            ["distill", "--checkpoint", "a-file", "--prompt", "a cat"],
+            ["distill", "--checkpoint", "missing.safetensors", "--prompt", "a cat"],
         ],
     )
     def test_one_line_and_2(
@@ -261,3 +284,123 @@ class TestDemo:
         assert "interrupted" in capsys.readouterr().err
         left = [path.name for path in tmp_path.rglob("*")]
         assert left == (["out", "a-picture.png"] if existing else [])
+
+
+SMALL = ["distill", "--steps", "3", "--latents", "4", "--scale", "2"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "tables" / "mine.safetensors"
+
+
+def end_at(monkeypatch: pytest.MonkeyPatch, stage: str, evaluations: int, error: BaseException) -> None:
+    """Raise after so many of a stage's evaluations, as Ctrl-C or a model may."""
+    tell = headless.Reporter.__call__
+    seen: Counter[headless.Reporter] = Counter()
+
+    def ending(self: headless.Reporter, progress: Progress) -> None:
+        seen[self] += progress.stage == stage
+        if seen[self] > evaluations:
+            raise error
+        tell(self, progress)
+
+    monkeypatch.setattr(headless.Reporter, "__call__", ending)
+
+
+class TestDistill:
+    @pytest.mark.parametrize(("kind", "schedule"), [("eps", "karras"), ("flow", "simple")])
+    def test_says_the_cost_saves_and_shows_the_table(
+        self, kind: str, schedule: str, out: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        assert main([*SMALL, "--model", kind, "--steps", "4", "3", "4", "--out", str(out)]) == 0
+        table = LambdaTable.load(out)
+        assert [r.steps for r in table.rows if not r.is_refined] == [4, 3]
+        assert any("refined" in r.report for r in table.rows)
+        assert table.model == {"name": "embedded digits", "kind": kind}
+        for found in table.rows:
+            assert found.settings["schedule"] == schedule
+            assert found.settings["cfg"] == 2.0
+            assert found.report["held_out_latents"] == 1
+        printed = capsys.readouterr()
+        cost, *_, path = printed.out.splitlines()
+        assert re.match(r"\d+ evaluations: teacher \d+, students \d+, refining at most \d+", cost)
+        assert path == f"The table: {out}"
+        assert summary_text(table.rows) in printed.out
+        assert "evaluations/s" in printed.err
+        assert [file.name for file in out.parent.iterdir()] == ["mine.safetensors"]
+
+    def test_options_do_what_they_say(self, out: Path) -> None:
+        options = ["--solver", "dpmpp_2m", "--prediction", "data", "--schedule", "exponential", "--cfg", "1"]
+        assert main([*SMALL, *options, "--refine-budget", "0", "--seed", "7", "--out", str(out)]) == 0
+        (found,) = LambdaTable.load(out).rows
+        assert (found.solver, found.prediction) == ("dpmpp_2m", "data")
+        assert found.sigmas.tolist() == pytest.approx(
+            make_sigmas("exponential", 3, noise_schedule("eps")).tolist()
+        )
+        expected = {"cfg": 1.0, "seed": 7, "schedule": "exponential", "scale": 2, "latents": 4}
+        assert expected.items() <= found.settings.items()
+
+    def test_what_is_there_stays_and_nothing_is_evaluated(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.delattr(headless.Pipeline, "run")
+        out.parent.mkdir()
+        out.write_text("mine")
+        assert main([*SMALL, "--out", str(out)]) == 2
+        assert "exists already" in capsys.readouterr().err
+        assert out.read_text() == "mine"
+
+    def test_a_name_that_is_taken_meanwhile_costs_no_work(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        run = headless.Pipeline.run
+
+        def run_and_write(self: headless.Pipeline, progress: object) -> None:
+            run(self, progress)
+            out.write_text("another's")
+
+        monkeypatch.setattr(headless.Pipeline, "run", run_and_write)
+        assert main([*SMALL, "--out", str(out)]) == 0
+        assert out.read_text() == "another's"
+        assert LambdaTable.load(out.with_name("mine-2.safetensors")).rows
+
+    def test_interrupted_it_saves_what_was_found(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        end_at(monkeypatch, "refining", 60, KeyboardInterrupt())
+        for name in ("mine-partial", "mine-partial-2"):
+            assert main([*SMALL, "--refine-budget", "20", "--out", str(out)]) == 130
+            partial = out.with_name(f"{name}.safetensors")
+            assert capsys.readouterr().err.endswith(f"interrupted: what was found is in {partial}\n")
+            greedy, refined = LambdaTable.load(partial).rows
+            assert not greedy.is_refined
+            assert refined.report["refined"]["interrupted"]
+        assert not out.exists()
+
+    def test_interrupted_before_there_is_anything(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        end_at(monkeypatch, "teacher", 3, KeyboardInterrupt())
+        assert main([*SMALL, "--out", str(out)]) == 130
+        assert capsys.readouterr().err.endswith("interrupted: nothing was written\n")
+        assert list(out.parent.iterdir()) == []
+
+    def test_an_error_costs_nothing_of_what_was_found(
+        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        end_at(monkeypatch, "refining", 2, DodeError("no memory"))
+        assert main([*SMALL, "--out", str(out)]) == 2
+        partial = out.with_name("mine-partial.safetensors")
+        assert capsys.readouterr().err.endswith(f"what was found is in {partial}\nerror: no memory\n")
+        assert len(LambdaTable.load(partial).rows) == 1
+
+    def test_without_comfyui(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+        checkpoint = tmp_path / "model.safetensors"
+        checkpoint.write_bytes(b"")
+        arguments = ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat"]
+        assert main([*arguments, "--out", str(tmp_path / "table.safetensors")]) == 2
+        assert "set COMFYUI_PATH" in capsys.readouterr().err

@@ -121,6 +121,81 @@ class TestReportFigure:
         odd = row(report={"error": [], "lambda_standard_error": 1, "teacher_error": "?", "shrunk_to": None})
         png_size(plots.report_figure(LambdaTable([odd])))
 
+    def test_refined_rows_have_panels_of_their_own(self) -> None:
+        rows = [row(), refined(), refined(steps=6), refined("dpmpp_2m")]
+        figure = plots.report_figure(LambdaTable(rows))
+        assert [(ax.get_title(loc="left"), ax.get_ylabel()[:8]) for ax in axes(figure)] == [
+            ("euler (noise)", "λ (0: th"),
+            ("euler (noise)", "distance"),
+            ("euler, refined (noise)", "σ"),
+            ("euler, refined (noise)", "distance"),
+            ("dpmpp_2m, refined (noise)", "σ"),
+            ("dpmpp_2m, refined (noise)", "distance"),
+        ]
+        schedules, stages = axes(figure)[2:4]
+        assert labels(schedules) == ["before refining", "4 evaluations", "6 evaluations"]
+        assert labels(stages) == ["4 evaluations", "6 evaluations"]
+        assert [tick.get_text() for tick in stages.get_xticklabels()] == ["stock", "λ", "iPNDM-3", "1", "2"]
+        png_size(figure)
+
+    def test_sigma_before_and_after(self) -> None:
+        for moved, scale in ((refined(), "log"), (refined(sigmas=[1, 0.7, 0.5, 0.3, 0]), "linear")):
+            ax = axes(plots.report_figure(LambdaTable([moved])))[0]
+            _, before, after = ax.lines
+            assert (before.get_color(), before.get_linestyle()) == (plots.GREY, "--")
+            np.testing.assert_allclose(before.get_ydata(), moved.plain.sigmas[:-1])
+            np.testing.assert_allclose(after.get_ydata(), moved.sigmas[:-1])
+            assert ax.get_yscale() == scale
+
+    def test_stages_go_on_from_the_nearest_on_the_fitted_latents(self) -> None:
+        ax = axes(plots.report_figure(LambdaTable([refined()])))[1]
+        begun, path, kept = ax.lines[:3]
+        np.testing.assert_allclose(begun.get_ydata(), [0.2, 0.4, 0.3])
+        np.testing.assert_allclose(path.get_ydata(), [0.3, 0.1, 0.15])
+        assert list(path.get_xdata()) == [2, 3, 4]
+        assert (list(kept.get_xdata()), list(kept.get_ydata())) == ([3], [0.1])
+
+    def test_lambda_where_refining_keeps_sigma(self) -> None:
+        heun = refined("heun", form="lambda", weights=np.ones(4), moved=False)
+        left, right = axes(plots.report_figure(LambdaTable([heun])))
+        assert left.get_ylabel().startswith("λ")
+        assert right.get_ylabel().startswith("distance")
+
+    @pytest.mark.parametrize(
+        "stages",
+        [
+            None,
+            [],
+            [{"stage": "$x^$", "held_out_error": 0.1}, {"stage": "y" * 99, "held_out_error": 0.2}],
+            [{"stage": "row given", "held_out_error": None}, {"stage": "Jacobian 1", "held_out_error": 0.0}],
+            [{"stage": f"Jacobian {i}", "held_out_error": 0.1, "fitted_error": "x"} for i in range(2000)],
+        ],
+    )
+    def test_odd_stages_do_not_stop_it(self, stages: list | None) -> None:
+        png_size(plots.report_figure(LambdaTable([refined(stages=stages)])))
+
+
+def refined(
+    began: str = "euler", steps: int = 4, moved: bool = True, stages: object = (), **fields: object
+) -> LambdaRow:
+    """A row of weights over the history that began with the row of that solver, and moved its σ."""
+    sigmas = np.asarray(fields.pop("sigmas", row(steps=steps).sigmas), dtype=float)
+    errors = {"row given": (0.5, 0.2), "plain solver": (0.6, 0.4), "iPNDM-3": (0.2, 0.3),
+              "Jacobian 1": (0.1, 0.1), "Jacobian 2": (0.05, 0.15)}  # fmt: skip
+    made = [
+        {"stage": name, "fitted_error": fitted, "held_out_error": held, "evaluations": 10}
+        for name, (fitted, held) in errors.items()
+    ]
+    told = {
+        "kept": "Jacobian 1",
+        "stages": made if stages == () else stages,
+        "from": {"solver": began, "solver_options": {}, "sigmas": sigmas.tolist()},
+    }
+    if moved:
+        sigmas = np.append(np.append(sigmas[0], sigmas[1:-1] * 1.1), 0)
+    facts = {"form": "history", "weights": np.tri(steps), "report": {"refined": told}}
+    return row("euler" if moved else began, steps, sigmas=sigmas, **(facts | fields))
+
 
 class TestErrorAgainstEvaluations:
     def test_panels_share_axes_and_keep_their_numbers(self) -> None:

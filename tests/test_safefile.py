@@ -257,3 +257,23 @@ def test_longest_name_can_be_written(tmp_path):
     path = tmp_path / ("x" * 240 + ".safetensors")
     safefile.write(path, TENSORS, METADATA, overwrite=False)
     assert safefile.read(path)[1] == METADATA
+
+
+def test_whether_a_new_file_can_be_written_is_known_before(tmp_path):
+    path = tmp_path / "new folder" / "a.safetensors"
+    safefile.check_new(path)
+    assert os.listdir(path.parent) == []
+    path.write_text("mine")
+    with pytest.raises(TableError, match="exists already"):
+        safefile.check_new(path)
+    for bad in (path / "b", tmp_path / ("x" * 300)):
+        with pytest.raises(TableError, match="cannot be written"):
+            safefile.check_new(bad)
+
+
+def test_free_names(tmp_path):
+    path = tmp_path / "a.safetensors"
+    for name in ("a", "a-2", "a-3"):
+        free = safefile.free_path(path)
+        assert free.name == f"{name}.safetensors"
+        free.write_text("")

@@ -318,6 +318,71 @@ def test_only_rows_of_the_solver():
     assert table.match(SIGMAS, "heun").row is heun
 
 
+BEGAN = {"solver": "dpmpp_2m", "solver_options": {"a": 1}, "sigmas": [8.0, 5.0, 1.0, 0.0]}
+
+
+def refined_row(began=BEGAN, kept="Jacobian 2"):
+    triangle = np.tri(3)
+    return row_of(weights=triangle, form="history", report={"refined": {"kept": kept, "from": began}})
+
+
+def test_a_refined_row_serves_the_solver_it_began_with_and_is_measured_against_it():
+    row = refined_row()
+    assert (row.is_refined, row.has_own_sigmas) == (True, True)
+    plain = row.plain
+    assert (plain.solver, plain.solver_options, plain.form) == ("dpmpp_2m", {"a": 1}, "lambda")
+    assert plain.sigmas.tolist() == BEGAN["sigmas"]
+    assert not plain.weights.any()
+    assert [row.serves(solver) for solver in ("euler", "dpmpp_2m", "heun")] == [True, True, False]
+    assert row.label == (
+        "euler, 3 steps (3 evaluations, noise, weights over the history, refined from dpmpp_2m)"
+    )
+    assert LambdaTable([row]).match(SIGMAS, "dpmpp_2m").row is row
+    assert LambdaTable([row]).match(BEGAN["sigmas"]).row is None
+
+    same = refined_row(kept="row given")
+    assert (same.is_refined, same.label) == (
+        False,
+        "euler, 3 steps (3 evaluations, noise, weights over the history)",
+    )
+    greedy = row_of("heun", evaluations=(2, 2, 1))
+    assert (greedy.is_refined, greedy.has_own_sigmas, greedy.serves("heun")) == (False, False, True)
+    assert greedy.plain == row_of("heun", evaluations=(2, 2, 1), weights=np.zeros(5))
+
+
+@pytest.mark.parametrize(
+    "began",
+    [
+        None,
+        "dpmpp_2m",
+        {},
+        BEGAN | {"solver": 3},
+        BEGAN | {"solver": ""},
+        BEGAN | {"solver_options": [1]},
+        BEGAN | {"solver_options": None},
+        BEGAN | {"sigmas": None},
+        BEGAN | {"sigmas": "8 4 2 0"},
+        BEGAN | {"sigmas": [8.0, 4.0, 0.0]},
+        BEGAN | {"sigmas": [8.0, [4.0], 2.0, 0.0]},
+        BEGAN | {"sigmas": [10**400, 4.0, 2.0, 0.0]},
+        BEGAN | {"sigmas": [9.0, 4.0, 2.0, 0.0]},
+    ],
+)
+def test_what_a_row_cannot_have_begun_with_is_not_believed(began):
+    row = refined_row(began)
+    assert row.is_refined
+    assert row.plain == row_of(weights=np.zeros(3))
+    assert row.serves("euler")
+    assert not row.serves("dpmpp_2m")
+
+
+@pytest.mark.parametrize("refined", [None, 3, [], {}, {"kept": None}, {"kept": 5, "from": BEGAN}])
+def test_an_odd_report_makes_no_refined_row(refined):
+    row = row_of(report={"refined": refined})
+    assert not row.is_refined
+    assert row.plain == row_of(weights=np.zeros(3))
+
+
 def test_whole_schedule_goes_before_a_part_of_a_longer_one():
     """Whose error, over more steps from another σ, is not to be compared."""
     longer = row_of(sigmas=(16.0, *SIGMAS), error=0.01)

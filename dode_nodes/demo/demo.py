@@ -177,19 +177,11 @@ def run_demo(
         DodeError: an argument is out of range, or the model's answers are not finite.
     """
     budgets = tuple(sorted(set(budgets)))
-    if not budgets or budgets[0] < 2 or budgets[-1] > MAX_EVALUATIONS:
-        raise DodeError(
-            f"steps must lie between 2 and {MAX_EVALUATIONS}: λ acts from the second evaluation on, and is for few"
-        )
-    if not math.isfinite(cfg):
-        raise DodeError(f"cfg must be a finite number, not {cfg}")
-    if not 0 <= seed < 2**32:
-        raise DodeError(f"the seed must lie between 0 and {2**32 - 1}, not {seed}")
-    first = (seed + 1) * _SEEDS_APART
-    latent_seeds = range(first, first + latents)
+    check_settings(budgets, cfg, seed)
+    latent_seeds = seeds_to_fit(seed, latents)
     fresh_seeds = range(latent_seeds.stop, latent_seeds.stop + fresh_latents)
 
-    fitted, fresh = _group(model, cfg, latent_seeds), _group(model, cfg, fresh_seeds)
+    fitted, fresh = latents_group(model, cfg, latent_seeds), latents_group(model, cfg, fresh_seeds)
     stock = _stock(model, budgets)
     students = _distil(model, fitted, budgets, {"cfg": cfg, "seed": seed}, tell)
     trials = [*students, *stock]
@@ -213,7 +205,29 @@ def run_demo(
     )
 
 
-def _group(model: DemoModel, cfg: float, seeds: Sequence[int]) -> Group:
+def check_settings(steps: Sequence[int], cfg: float, seed: int) -> None:
+    """That a distillation makes sense with them.
+
+    Raises:
+        DodeError: it does not.
+    """
+    if not steps or min(steps) < 2 or max(steps) > MAX_EVALUATIONS:
+        raise DodeError(
+            f"steps must lie between 2 and {MAX_EVALUATIONS}: λ acts from the second evaluation on, and is for few"
+        )
+    if not math.isfinite(cfg):
+        raise DodeError(f"cfg must be a finite number, not {cfg}")
+    if not 0 <= seed < 2**32:
+        raise DodeError(f"the seed must lie between 0 and {2**32 - 1}, not {seed}")
+
+
+def seeds_to_fit(seed: int, latents: int) -> range:
+    """Each latent's own seed."""
+    first = (seed + 1) * _SEEDS_APART
+    return range(first, first + latents)
+
+
+def latents_group(model: DemoModel, cfg: float, seeds: Sequence[int]) -> Group:
     """Noise for each seed; the digits take turns."""
     labels = torch.arange(len(seeds)) % CLASSES
     return Group(model.denoiser(cfg), model.noise(seeds), lambda indices: {"labels": labels[indices]})

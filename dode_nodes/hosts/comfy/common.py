@@ -21,8 +21,8 @@ def solver_filter() -> io.Input:
         "solver",
         options=[samplers.ANY, *samplers.student_names()],
         default=samplers.ANY,
-        tooltip="Use only the table's rows for this solver. 'any' takes, of the rows that fit, the one "
-        "with the smallest error on latents that λ was not fitted on.",
+        tooltip="Use only the table's rows for this solver, and those refined from it. 'any' takes, of the "
+        "rows that fit, the one with the smallest error on latents that nothing was fitted on.",
     )
 
 

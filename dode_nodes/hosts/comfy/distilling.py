@@ -1,4 +1,4 @@
-"""What the node 'Distill λ' does: one teacher run, a student per number of steps, the better prediction."""
+"""What the node 'Distill λ' does: the pipeline from latents to rows, inside ComfyUI's sampling path."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import comfy.samplers
+import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
 
-from ...distill import distill
+from ...denoiser import PREDICTIONS
 from ...errors import DodeError
-from ...groups import Evaluator, Group, held_out, micro_batches
+from ...groups import Evaluator, Group, held_out, in_order, micro_batches
+from ...pipeline import Pipeline
 from ...probe import probe_student
 from ...sample import sample_dode
 from ...solvers import resolve
 from ...table import LambdaRow, LambdaTable, end_error
-from ...teacher import Targets, run_teacher
 from .facts import is_flow, model_facts
 from .session import (
     Conditioning,
@@ -44,6 +45,7 @@ class Request:
         latent: an empty latent of the size to distil at, ``[1, C, *spatial]``.
         latents: how many noises to draw from ``seed``.
         schedules: the students' sigmas.
+        refine_budget: what refining may cost, as a multiple of the teacher's evaluations; 0 for none.
         micro_batch: latents evaluated at a time; 0 for what fits.
     """
 
@@ -60,6 +62,7 @@ class Request:
     scale: int
     teacher: str
     prediction: str
+    refine_budget: float
     micro_batch: int
 
 
@@ -92,89 +95,109 @@ def schedule(model: ModelPatcher, solver: str, scheduler: str, steps: int) -> to
     ).sigmas
 
 
-def run(request: Request, reporter: ProgressReporter) -> Distilled:
-    """Distil inside ComfyUI's sampling path."""
-    prompts = [
-        pair for positive in request.conditionings for pair in one_prompt_per_row(positive, request.negative)
-    ]
-    if request.latents < max(2, len(prompts)):
-        raise DodeError(
-            f"{len(prompts)} prompts need at least {max(2, len(prompts))} latents, got {request.latents}: "
-            "some are kept to check λ on"
-        )
-    size = request.micro_batch or micro_batch_that_fits(request.model, request.latent.shape, request.latents)
-    size = min(size, request.latents)
-    noise = noise_per_latent(request.latent, request.seed, request.latents)
-    longest = max(request.schedules, key=len)
-    results: list[Distilled] = []
+class Distillation:
+    """A request on its way to a table.
 
-    def inside(denoisers: list[Prompt]) -> None:
-        x = initial_states(request.model, noise, longest[0])
-        groups = [
-            Group(prompt.denoiser, share, prompt.extra_args)
-            for prompt, share in zip(denoisers, x.tensor_split(len(denoisers)), strict=True)
+    Raises:
+        DodeError: there are fewer latents than prompts.
+    """
+
+    def __init__(self, request: Request, reporter: ProgressReporter) -> None:
+        self._request = request
+        self._reporter = reporter
+        self._prompts = [
+            pair
+            for positive in request.conditionings
+            for pair in one_prompt_per_row(positive, request.negative)
         ]
-        results.append(_distil(request, groups, size, reporter))
-
-    batch = request.latent[:1].expand(size, *request.latent.shape[1:]).clone()
-    with_prompts(request.model, prompts, request.cfg, batch, longest, request.seed, inside)
-    return results[0]
-
-
-def _distil(request: Request, groups: list[Group], size: int, reporter: ProgressReporter) -> Distilled:
-    device = groups[0].x.device
-    schedules = [sigmas.to(device) for sigmas in request.schedules]
-    predictions = ["noise", "data"] if request.prediction == AUTO else [request.prediction]
-    costs = [_student_cost(request, groups, sigmas) for sigmas in schedules for _ in predictions]
-    first = probe_student(resolve(request.solver), schedules[0], model=groups[0].model)
-    results_cost = _results_cost(groups, len(first.sigmas))
-    reporter.later = sum(costs) + results_cost
-    targets = run_teacher(
-        groups,
-        None,
-        schedules,
-        solvers=request.solver,
-        teacher=request.teacher,
-        scale=request.scale,
-        micro_batch=size,
-        flow=is_flow(request.model),
-        progress=reporter,
-    )
-    rows = []
-    for sigmas in schedules:
-        candidates = []
-        for prediction in predictions:
-            reporter.next_run()
-            reporter.later -= costs.pop(0)
-            candidates.append(
-                distill(
-                    groups,
-                    None,
-                    sigmas,
-                    solver=request.solver,
-                    prediction=prediction,
-                    targets=targets,
-                    micro_batch=size,
-                    settings=_settings(request, len(groups)),
-                    progress=reporter,
-                )
+        fewest = max(2, len(self._prompts))
+        if request.latents < fewest:
+            raise DodeError(
+                f"{len(self._prompts)} prompts need at least {fewest} latents, got {request.latents}: "
+                "some are kept to check λ on"
             )
-        rows.append(min(candidates, key=end_error))
-    table = LambdaTable(rows, model=model_facts(request.model))
-    reporter.next_run()
-    reporter.later = 0
-    return Distilled(
-        table, *_held_out_results(request, groups, targets, rows[0], schedules[0], size, reporter)
-    )
+        self._pipeline: Pipeline | None = None
+
+    def run(self) -> Distilled:
+        """All of it, inside ComfyUI's sampling path."""
+        request = self._request
+        size = request.micro_batch or micro_batch_that_fits(
+            request.model, request.latent.shape, request.latents
+        )
+        size = min(size, request.latents)
+        noise = noise_per_latent(request.latent, request.seed, request.latents)
+        longest = max(request.schedules, key=len)
+        results: list[tuple[torch.Tensor, ...]] = []
+
+        def inside(prompts: list[Prompt]) -> None:
+            x = initial_states(request.model, noise, longest[0])
+            groups = [
+                Group(prompt.denoiser, share, prompt.extra_args)
+                for prompt, share in zip(prompts, x.tensor_split(len(prompts)), strict=True)
+            ]
+            results.append(self._distil(groups, size))
+
+        batch = request.latent[:1].expand(size, *request.latent.shape[1:]).clone()
+        with_prompts(request.model, self._prompts, request.cfg, batch, longest, request.seed, inside)
+        return Distilled(self.table(), *results[0])
+
+    def table(self) -> LambdaTable | None:
+        """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
+        if self._pipeline is None or not self._pipeline.rows:
+            return None
+        partial = [] if self._pipeline.partial is None else [self._pipeline.partial]
+        return LambdaTable([*self._pipeline.rows, *partial], model=model_facts(self._request.model))
+
+    def _distil(self, groups: list[Group], size: int) -> tuple[torch.Tensor, ...]:
+        """Find the rows; the held-out latents by teacher, D-ODE and stock solver."""
+        request, reporter = self._request, self._reporter
+        self._pipeline = Pipeline(
+            groups,
+            [sigmas.to(groups[0].x.device) for sigmas in request.schedules],
+            solver=request.solver,
+            predictions=PREDICTIONS if request.prediction == AUTO else [request.prediction],
+            teacher=request.teacher,
+            scale=request.scale,
+            flow=is_flow(request.model),
+            refine_budget=request.refine_budget,
+            micro_batch=size,
+            settings=_settings(request, len(groups)),
+        )
+        shown = self._cost_of_results(groups)
+        reporter.later = shown
+        reporter.begin(f"{self._pipeline.cost}; then {shown} for the results to look at")
+        row = _best_of_first_schedule(self._pipeline.run(reporter))
+        reporter.next_run()
+        reporter.later = 0
+        return self._results(groups, size, row)
+
+    def _cost_of_results(self, groups: list[Group]) -> int:
+        """Two runs over the first schedule."""
+        request = self._request
+        queries = probe_student(resolve(request.solver), request.schedules[0], model=groups[0].model)
+        return 2 * len(queries.sigmas) * len(held_out(groups))
+
+    def _results(self, groups: list[Group], size: int, row: LambdaRow) -> tuple[torch.Tensor, ...]:
+        """The held-out latents by teacher, row and stock solver, as ComfyUI passes latents on."""
+        held = held_out(groups)
+        batches = micro_batches(groups, size, held)
+        evaluator = Evaluator(self._reporter, total=self._cost_of_results(groups))
+        results = [self._pipeline.targets.at(0.0)[held]]
+        for each in (row, row.plain):
+            denoisers = [evaluator.on(batch, "results to look at") for batch in batches]
+            ends = [
+                sample_dode(denoiser, batch.x, each.sigmas, batch.extra_args(), disable=True, row=each)
+                for denoiser, batch in zip(denoisers, batches, strict=True)
+            ]
+            results.append(in_order(batches, ends))
+        process = self._request.model.model.process_latent_out
+        return tuple(process(x.float()) for x in results)
 
 
-def _student_cost(request: Request, groups: list[Group], sigmas: torch.Tensor) -> int:
-    queries = probe_student(resolve(request.solver), sigmas, model=groups[0].model)
-    return len(queries.sigmas) * (request.latents + len(held_out(groups)))
-
-
-def _results_cost(groups: list[Group], evaluations: int) -> int:
-    return 2 * evaluations * len(held_out(groups))
+def _best_of_first_schedule(rows: Sequence[LambdaRow]) -> LambdaRow:
+    """The greedy row, or its refinement where that is nearer to the teacher on the held-out latents."""
+    asked = rows[0].sigmas
+    return min((row for row in rows if np.array_equal(row.plain.sigmas, asked)), key=end_error)
 
 
 def _settings(request: Request, prompts: int) -> dict[str, Any]:
@@ -185,26 +208,3 @@ def _settings(request: Request, prompts: int) -> dict[str, Any]:
         "prompts": prompts,
         "host": "ComfyUI",
     }
-
-
-def _held_out_results(
-    request: Request,
-    groups: list[Group],
-    targets: Targets,
-    row: LambdaRow,
-    sigmas: torch.Tensor,
-    size: int,
-    reporter: ProgressReporter,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The held-out latents by teacher, D-ODE and stock solver, as ComfyUI passes latents on."""
-    held = held_out(groups)
-    evaluator = Evaluator(reporter, total=_results_cost(groups, row.nfe))
-    dode, stock = [], []
-    for batch in micro_batches(groups, size, held):
-        for results, options in ((dode, {"row": row}), (stock, {"solver": row.solver})):
-            model = evaluator.on(batch, "results to look at")
-            results.append(
-                sample_dode(model, batch.x, sigmas, batch.extra_args(), disable=True, **options).cpu()
-            )
-    process = request.model.model.process_latent_out
-    return tuple(process(x.float()) for x in (targets.at(0.0)[held], torch.cat(dode), torch.cat(stock)))

@@ -21,3 +21,11 @@ def remark(node_id: str | None, remarks: Iterable[str]) -> None:
     if text:
         logging.warning("D-ODE: %s", text)
         show_text(node_id, text)
+
+
+def in_words(seconds: float) -> str:
+    """A duration: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

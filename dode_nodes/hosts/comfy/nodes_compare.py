@@ -21,7 +21,7 @@ from .common import CATEGORY, cfg_input, conditioning_inputs, seed_input, solver
 from .facts import check_model, is_flow
 from .messages import remark
 from .pictures import draw
-from .rows import row_for_steps, sigmas_of
+from .rows import row_for_steps, sigmas_of, stock_row
 from .sampling import dode_sampler, stock_sampler
 from .session import Conditioning, check_empty, noise_per_latent
 
@@ -36,8 +36,9 @@ class CompareSamplers(io.ComfyNode):
             node_id="DODE_Compare",
             display_name="Compare samplers (D-ODE)",
             category=CATEGORY,
-            description="Samples with the row's plain solver, with λ, and with the many-step teacher, "
-            "from the same fresh noise, and measures both against the teacher.",
+            description="Samples with the row's plain solver (a refined row's is the one that it began with, on "
+            "its schedule), with the row, and with the many-step teacher, from the same fresh noise, and "
+            "measures both against the teacher.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -100,14 +101,16 @@ class CompareSamplers(io.ComfyNode):
         row = row_for_steps(table, steps, solver)
         if seed == row.settings.get("seed"):
             remark(cls.hidden.unique_id, ["this is the seed λ was distilled on: the comparison flatters it"])
-        sigmas = sigmas_of(row, 1.0)
+        stock = stock_row(row)
+        sigmas = sigmas_of(stock, 1.0)
         teacher = row.settings.get("teacher", "dpmpp_2m")
         grid = refined_grid([sigmas.tolist()], [sigmas], scale, is_flow(model)).float()
+        name = f"D-{stock.solver}, refined" if row.is_refined else f"D-{stock.solver}"
         runs = {
-            f"{row.solver}, {row.nfe} evaluations": (stock_sampler(row), sigmas),
-            f"D-{row.solver}, {row.nfe} evaluations": (
+            f"{stock.solver}, {stock.nfe} evaluations": (stock_sampler(stock), sigmas),
+            f"{name}, {row.nfe} evaluations": (
                 dode_sampler(LambdaTable([row], model=table.model), solver, cls.hidden.unique_id),
-                sigmas,
+                sigmas_of(row, 1.0),
             ),
             f"teacher: {teacher}, {len(grid) - 1} steps": (comfy.samplers.KSAMPLER(resolve(teacher)), grid),
         }

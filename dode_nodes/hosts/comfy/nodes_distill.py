@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import comfy.sample
@@ -14,7 +15,7 @@ from ... import plots
 from ...describe import table_text
 from . import samplers, tables
 from .common import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
-from .distilling import AUTO, Request, parse_steps, run, schedule
+from .distilling import AUTO, Distillation, Request, parse_steps, schedule
 from .messages import remark, show_text
 from .pictures import draw
 from .sampling import is_applied
@@ -41,7 +42,8 @@ class DistillLambdas(io.ComfyNode):
             display_name="Distill λ",
             category=CATEGORY,
             description="Runs a many-step teacher and a few-step student once, finds one λ per network "
-            "evaluation by least squares, and saves the λ table for this model.",
+            "evaluation by least squares, and saves the λ table for this model. With a refine_budget it then "
+            "fits the whole solver to the teacher's results.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -119,11 +121,25 @@ class DistillLambdas(io.ComfyNode):
                     optional=True,
                     tooltip="A schedule of your own for the student, ending at 0, instead of scheduler and steps.",
                 ),
+                io.Float.Input(  # the last widget: a saved graph holds its values by their place
+                    "refine_budget",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip="Refine: fit the whole few-step solver, weights and σ, to the teacher's last state. "
+                    "A multiple of the teacher's cost: at 4, refining may take four times as long as the "
+                    "teacher, and from that follow its latents and iterations. 0 = off.",
+                ),
             ],
             outputs=[
                 Table.Output("table", display_name="table", tooltip="The λ table, as saved."),
                 io.Image.Output(
-                    "report", display_name="report", tooltip="λ over σ, and the error per step against stock."
+                    "report",
+                    display_name="report",
+                    tooltip="λ over σ, and the error per step against stock; of refined rows their σ, and the "
+                    "error stage by stage.",
                 ),
                 io.Latent.Output(
                     "teacher_latents",
@@ -133,7 +149,7 @@ class DistillLambdas(io.ComfyNode):
                 io.Latent.Output(
                     "dode_latents",
                     display_name="D-ODE",
-                    tooltip="The D-ODE solver's result on them, with the first number of steps.",
+                    tooltip="The D-ODE solver's result on them, with the first number of steps and its best row.",
                 ),
                 io.Latent.Output(
                     "stock_latents",
@@ -168,6 +184,7 @@ class DistillLambdas(io.ComfyNode):
         positive_3: Conditioning | None = None,
         positive_4: Conditioning | None = None,
         sigmas: torch.Tensor | None = None,
+        refine_budget: float = 0.0,
     ) -> io.NodeOutput:
         """Distil, save, report."""
         check_empty(latent)
@@ -195,10 +212,16 @@ class DistillLambdas(io.ComfyNode):
             scale=scale,
             teacher=teacher,
             prediction=prediction,
+            refine_budget=refine_budget,
             micro_batch=micro_batch,
         )
         with ProgressReporter(model, node_id) as reporter:
-            distilled = run(request, reporter)
+            distillation = Distillation(request, reporter)
+            try:
+                distilled = distillation.run()
+            except BaseException:
+                _save_what_there_is(distillation, save_name, node_id)
+                raise
         distilled.table.save(path)
         show_text(node_id, f"saved as {path.name}")
         report = draw(plots.report_figure, distilled.table)
@@ -211,3 +234,14 @@ class DistillLambdas(io.ComfyNode):
             f"Saved as {path}\n\n{table_text(distilled.table)}",
             ui=ui.PreviewImage(report, cls=cls),
         )
+
+
+def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str | None) -> None:
+    """Save the rows of a distillation that was ended; nothing of that may hide why it was ended."""
+    try:
+        table = distillation.table()
+        if table is not None:
+            path = table.save(tables.free_path(save_name, "-partial"))
+            remark(node_id, [f"ended early; the table so far is saved as {path.name}: {table.contents()}"])
+    except Exception:
+        logging.exception("D-ODE: what was found before the end could not be saved")

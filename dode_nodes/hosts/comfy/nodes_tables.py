@@ -58,7 +58,11 @@ class InspectLambdas(io.ComfyNode):
             is_output_node=True,
             inputs=[table_input()],
             outputs=[
-                io.Image.Output("report", display_name="report", tooltip="λ over σ, and the error per step."),
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="λ over σ, and the error per step; of refined rows their σ, and the error stage by stage.",
+                ),
                 io.String.Output(
                     "summary", display_name="summary", tooltip="The table in words and numbers."
                 ),

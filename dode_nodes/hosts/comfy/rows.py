@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from ...errors import DodeError
+from ...solvers import resolve
 from ...table import LambdaRow, LambdaTable, end_error
 from .samplers import ANY
 
@@ -15,7 +18,7 @@ def rows_of(table: LambdaTable, solver: str) -> list[LambdaRow]:
     Raises:
         DodeError: none; names what the table has.
     """
-    rows = [row for row in table.rows if solver in (ANY, row.solver)]
+    rows = [row for row in table.rows if solver == ANY or row.serves(solver)]
     if not rows:
         raise DodeError(f"this λ table has no row for the solver '{solver}'. It has: {table.contents()}")
     return rows
@@ -48,6 +51,15 @@ def sigmas_of(row: LambdaRow, denoise: float) -> torch.Tensor:
             f"{row.solver} cannot take only the last {steps} of these {row.steps} steps; it can take {starts}"
         )
     return torch.tensor(row.sigmas[row.steps - steps :], dtype=torch.float32)
+
+
+def stock_row(row: LambdaRow) -> LambdaRow:
+    """The plain solver to compare a row with; the row's own where this ComfyUI lacks the one it began with."""
+    try:
+        resolve(row.plain.solver)
+    except DodeError:
+        return replace(row, report={}).plain
+    return row.plain
 
 
 def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:

@@ -18,7 +18,7 @@ from ...solvers import Sampler, resolve
 from ...table import LambdaRow, LambdaTable, Match
 from .facts import check_model
 from .messages import remark
-from .rows import usage_remarks
+from .rows import rows_of, usage_remarks
 from .samplers import ANY, same_function
 
 _KEY = "dode_nodes"
@@ -153,7 +153,9 @@ class _Below(DenoiserProxy):
         return self.call(x, sigma)
 
 
-def _is_solver_of(row: LambdaRow, function: Sampler) -> bool:
+def _is_solver_of(row: LambdaRow, function: Sampler, options: dict[str, Any]) -> bool:
+    if dict(row.solver_options) != options:
+        return False
     try:
         return same_function(resolve(row.solver), function)
     except DodeError:  # a solver that this ComfyUI does not have, or a callable's name
@@ -167,16 +169,18 @@ def _match_run(
     function = getattr(sampler, "sampler_function", None)
     if function is None:
         return Match(None, None, "this sampler is not one of ComfyUI's functions")
-    rows = [
-        row
-        for row in table.rows
-        if solver in (ANY, row.solver)
-        and _is_solver_of(row, function)
-        and dict(row.solver_options) == sampler.extra_options
-    ]
-    if not rows:
+    candidates = rows_of(table, solver)
+    rows = [row for row in candidates if _is_solver_of(row, function, sampler.extra_options)]
+    if rows:
+        match = LambdaTable(rows).match(sigmas)
+    else:
         name = getattr(function, "__name__", "this sampler").removeprefix("sample_")
-        return Match(
-            None, None, f"the table has no row for {name} with these options. It has: {table.contents()}"
-        )
-    return LambdaTable(rows).match(sigmas)
+        why = f"the table has no row for {name} with these options. It has: {table.contents()}"
+        match = Match(None, None, why)
+    if match.row is not None:
+        return match
+    elsewhere = (row.plain for row in candidates if row.has_own_sigmas)
+    if any(_is_solver_of(plain, function, sampler.extra_options) for plain in elsewhere):
+        why = f"{match.why}. Refined rows have σ of their own: use KSampler (D-ODE) or D-ODE sigmas"
+        return Match(None, None, why)
+    return match

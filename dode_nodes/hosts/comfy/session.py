@@ -6,6 +6,7 @@ by the same code: a sampler of ours runs where a KSampler's would, and is handed
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from tqdm.auto import tqdm
 from ...denoiser import Denoiser
 from ...errors import DodeError
 from ...groups import Progress
-from .messages import show_text
+from .messages import in_words, show_text
 
 Conditioning = list[list[Any]]
 
@@ -126,7 +127,7 @@ def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: in
 
 
 class ProgressReporter:
-    """Passes progress to ComfyUI: bars, previews, the time left; and the Cancel button back.
+    """Passes progress to ComfyUI: what it will cost, bars, previews, the time left; and the Cancel button back.
 
     Attributes:
         later: evaluations that will follow the run in progress.
@@ -148,6 +149,12 @@ class ProgressReporter:
     def __exit__(self, *exception: object) -> None:
         self._console.close()
 
+    def begin(self, cost: str) -> None:
+        """Say what is to come, and start the clock."""
+        logging.info("D-ODE: %s", cost)
+        show_text(self._node_id, cost)
+        self._begun = time.monotonic()
+
     def next_run(self) -> None:
         """The next run counts its evaluations from 0; the bar goes on."""
         self._before = self._done
@@ -163,7 +170,9 @@ class ProgressReporter:
         if time.monotonic() - self._told > _PREVIEW_SECONDS:
             self._told = time.monotonic()
             left = (self._told - self._begun) * (total - done) / done
-            show_text(self._node_id, f"{progress.stage}: {done} of {total} evaluations, {left:.0f} s left")
+            show_text(
+                self._node_id, f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
+            )
             if self._previewer is not None:
                 preview = self._previewer.decode_latent_to_preview_image("JPEG", progress.denoised)
         self._bar.update_absolute(done, total, preview)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 from pathlib import Path
 
 import folder_paths
 import yaml
 from comfy.cli_args import args
 
+from ... import safefile
 from ...errors import TableError
 from ...table import LambdaTable
 
@@ -53,8 +53,12 @@ def stamp(name: str) -> str:
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
-def free_path(name: str) -> Path:
+def free_path(name: str, ending: str = "") -> Path:
     """Where a new table of this name will be saved; a taken name gets _00001. Writability is tried.
+
+    Args:
+        name: as the user gave it, with or without .safetensors, with / for folders.
+        ending: of the file's name, put after it.
 
     Raises:
         TableError: the name leads out of the folder, or the folder cannot be written.
@@ -66,11 +70,11 @@ def free_path(name: str) -> Path:
             f"'{name}' is not a name for a table: use letters, digits, - and _, and / for folders"
         )
     folder = save_folder()
-    path = folder / f"{clean}{SUFFIX}"
+    path = folder / f"{clean}{ending}{SUFFIX}"
     number = 0
     while path.exists():
         number += 1
-        path = folder / f"{clean}_{number:05}{SUFFIX}"
+        path = folder / f"{clean}{ending}_{number:05}{SUFFIX}"
     _try_writing(path.parent)
     return path
 
@@ -108,8 +112,6 @@ def _default_folder() -> Path | None:
 
 def _try_writing(folder: Path) -> None:
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        safefile.try_writing(folder)
     except OSError as error:
         raise TableError(f"λ tables cannot be saved in {folder}: {error.strerror or error}") from error

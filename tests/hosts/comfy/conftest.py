@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
+from dode_nodes.hosts.comfyui import find_comfyui
 from tests import browser
 from tests.checkpoints import write_sd15
-from tests.comfyui import find_comfyui
 from tests.server import ComfyServer
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"

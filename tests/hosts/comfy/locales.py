@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from tests.comfyui import REPOSITORY, find_comfyui, import_comfyui
+from dode_nodes.hosts.comfyui import find_comfyui
+from tests.comfyui import REPOSITORY, import_comfyui
 
 LOCALES = REPOSITORY / "locales"
 

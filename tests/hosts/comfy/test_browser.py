@@ -64,6 +64,13 @@ def test_the_front_end_makes_the_prompt_that_the_server_tests_post(name, report,
     assert made == to_prompt(read_example(name), server.get("/object_info"))
 
 
+def test_a_graph_of_a_version_without_refinement_loads_as_it_was(report, server):
+    made = to_prompt(read_example("1_first_steps"), server.get("/object_info"))
+    (distil,) = [node["inputs"] for node in made.values() if node["class_type"] == "DODE_DistillLambdas"]
+    assert report["older"] == distil
+    assert report["older"]["refine_budget"] == 0
+
+
 def test_running_again_does_not_distil_again(report):
     again = report["again"]
     assert again["seeds"][0] == again["seeds"][1]

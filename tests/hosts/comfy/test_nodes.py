@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
+import re
+from collections.abc import Callable
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -11,6 +14,7 @@ import pytest
 import torch
 
 from dode_nodes import DodeError, LambdaRow, LambdaTable, TableError, sample_dode, solvers
+from dode_nodes.table import end_error
 from tests.hosts.conftest import conditioning, mixture_denoised
 
 pytestmark = pytest.mark.comfyui
@@ -50,6 +54,32 @@ def dode_ksampler(run_node: Any, pack: ModuleType, model: Any, table: LambdaTabl
     return result["samples"]
 
 
+def compare(run_node: Any, pack: ModuleType, model: Any, inputs: SimpleNamespace, table: LambdaTable,
+            **changes: Any) -> tuple[Any, ...]:  # fmt: skip
+    settings = {"steps": 4, "solver": "any", "pictures": 3, "seed": 99, "scale": 10} | changes
+    return run_node(
+        pack.CompareSamplers, model=model, positive=inputs.positive, negative=inputs.negative, cfg=2.0,
+        latent=inputs.latent, table=table, **settings,
+    )  # fmt: skip
+
+
+def by_the_library(row: LambdaRow, kind: str) -> torch.Tensor:
+    """Three latents of seed 5 at cfg 2, with our own solver, a hand-written guidance and the closed form."""
+    import comfy.sample
+
+    flow = kind == "FLOW"
+    noise = comfy.sample.prepare_noise(torch.zeros(3, 4, 4, 4), 5)
+    x = noise if flow else noise * torch.sqrt(1 + torch.tensor(row.sigmas[0]) ** 2).float()
+
+    def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        conditional, unconditional = (mixture_denoised(x, sigma, offset, flow) for offset in (0.2, -0.1))
+        return unconditional + 2.0 * (conditional - unconditional)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solvers, "_host_lookup", None)
+        return sample_dode(denoiser, x, row.sigmas, row=row, disable=True)
+
+
 def zero_table(model: Any, solver: str, steps: int = 8, scheduler: str = "karras") -> LambdaTable:
     """λ = 0 on the schedule of a KSampler."""
     from dode_nodes.hosts.comfy.distilling import schedule
@@ -83,25 +113,10 @@ def test_distil_then_sample_beats_the_stock_solver(kind, make_model, run_node, p
 
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_ksampler_equals_the_library_without_comfyui(kind, make_model, run_node, pack, inputs):
-    """The same λ with our own solver, a hand-written guidance and the closed form."""
-    import comfy.sample
-
     model = make_model(kind)
     table = distil(run_node, pack, model, inputs, scheduler="simple", prediction="noise")[0]
     result = dode_ksampler(run_node, pack, model, table, {"samples": torch.zeros(3, 4, 4, 4)})
-
-    row = table.rows[1]
-    flow = kind == "FLOW"
-    noise = comfy.sample.prepare_noise(torch.zeros(3, 4, 4, 4), 5)
-    sigma_max = torch.tensor(row.sigmas[0])
-    x = noise if flow else noise * torch.sqrt(1 + sigma_max**2).float()
-
-    def denoiser(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        conditional, unconditional = (mixture_denoised(x, sigma, offset, flow) for offset in (0.2, -0.1))
-        return unconditional + 2.0 * (conditional - unconditional)
-
-    solvers.use_host(None)
-    expected = sample_dode(denoiser, x, row.sigmas, row=row, disable=True) / 0.5  # the format's scale_factor
+    expected = by_the_library(table.rows[1], kind) / 0.5  # the format's scale_factor
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-4)
 
 
@@ -274,34 +289,81 @@ def test_micro_batches_and_prompts(make_model, run_node, pack, inputs):
                                rtol=1e-3, atol=1e-3)  # fmt: skip
 
 
-@pytest.mark.parametrize("at", ["teacher", "student"])
-def test_cancel_leaves_nothing_and_the_next_run_works(at, make_model, run_node, pack, inputs, lambdas_folder):
+REFINED = {"steps": "4", "latents": 6, "prediction": "noise", "refine_budget": 30.0}
+"""Changes for a quick distillation with refinement."""
+
+
+def cancel_at(count: int) -> Callable[[int], None]:
+    """For a model's ``on_call``: press Cancel at this evaluation, once."""
+    import comfy.model_management
+
+    pressed = []
+
+    def on_call(evaluated: int) -> None:
+        if evaluated >= count and not pressed:
+            pressed.append(evaluated)
+            comfy.model_management.interrupt_current_processing()
+
+    return on_call
+
+
+@pytest.mark.parametrize(
+    ("part", "saved"),
+    [(0.1, []), (0.3, ["greedy"]), (0.5, ["greedy", "interrupted"]), (0.99, ["greedy", "whole"])],
+)
+def test_cancel_saves_what_was_found_and_the_next_run_works(
+    part, saved, make_model, run_node, pack, inputs, lambdas_folder, caplog
+):
+    """In the teacher, before the first Jacobian, between Jacobians, in the results to look at."""
     import comfy.model_management
 
     counted = make_model()
-    distil(run_node, pack, counted, inputs, save_name="first")
+    distil(run_node, pack, counted, inputs, save_name="sub/first", **REFINED)
     total = counted.model.evaluated
 
-    def cancel(evaluated: int) -> None:
-        if evaluated == (total // 10 if at == "teacher" else total - 40) // 16 * 16:
-            comfy.model_management.interrupt_current_processing()
-
-    model = make_model(on_call=cancel)
+    model = make_model(on_call=cancel_at(int(part * total)))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        distil(run_node, pack, model, inputs, save_name="cancelled")
+        distil(run_node, pack, model, inputs, save_name="sub/cancelled", **REFINED)
     assert 0 < model.model.evaluated < total
-    assert [path.name for path in lambdas_folder.iterdir()] == ["first.safetensors"]
+    names = {path.name for path in (lambdas_folder / "sub").iterdir()}
+    assert names == {"first.safetensors"} | ({"cancelled-partial.safetensors"} if saved else set())
+    assert ("saved as cancelled-partial.safetensors" in caplog.text) == bool(saved)
+    if saved:
+        rows = LambdaTable.load(lambdas_folder / "sub" / "cancelled-partial.safetensors").rows
+        assert [kind_of(row) for row in rows] == saved
     model.model.on_call = None
-    distil(run_node, pack, model, inputs, save_name="next")
+    distil(run_node, pack, model, inputs, save_name="next", **REFINED)
+
+
+def kind_of(row: LambdaRow) -> str:
+    if not row.is_refined:
+        return "greedy"
+    return "interrupted" if row.report["refined"].get("interrupted") else "whole"
+
+
+def test_a_cancel_is_not_hidden_by_a_full_disk(
+    make_model, run_node, pack, inputs, lambdas_folder, monkeypatch, caplog
+):
+    import comfy.model_management
+
+    counted = make_model()
+    distil(run_node, pack, counted, inputs, save_name="first", **REFINED)
+    monkeypatch.setattr("os.fsync", full_disk)
+    model = make_model(on_call=cancel_at(counted.model.evaluated * 2 // 3))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        distil(run_node, pack, model, inputs, save_name="second", **REFINED)
+    assert [path.name for path in lambdas_folder.iterdir()] == ["first.safetensors"]
+    assert "could not be saved" in caplog.text
+
+
+def full_disk(*args: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def test_a_full_disk_is_said_and_leaves_no_part(
     make_model, run_node, pack, inputs, lambdas_folder, monkeypatch
 ):
-    def full(*args: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    monkeypatch.setattr("os.fsync", full)
+    monkeypatch.setattr("os.fsync", full_disk)
     with pytest.raises(TableError, match="No space left"):
         distil(run_node, pack, make_model(), inputs)
     assert list(lambdas_folder.iterdir()) == []
@@ -340,6 +402,8 @@ def test_a_taken_name_gets_a_number(make_model, run_node, pack, inputs, lambdas_
         ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "ends at σ = 0"),
         ({"solver": "euler_ancestral"}, "stochastic"),
         ({"teacher": "uni_pc"}, "teacher"),
+        ({"refine_budget": 0.01}, "too small"),
+        ({"refine_budget": 4.0, "steps": "1, 4"}, "no history to weigh"),
     ],
 )
 def test_bad_input_is_refused_before_any_evaluation(
@@ -406,15 +470,149 @@ def test_fingerprint_ignores_patches_and_number_format(make_model, pack):
 def test_compare_measures_against_the_teacher(make_model, run_node, pack, inputs):
     model = make_model()
     table = distil(run_node, pack, model, inputs)[0]
-    grid, numbers, stock, dode, teacher = run_node(
-        pack.CompareSamplers, model=model, positive=inputs.positive, negative=inputs.negative, cfg=2.0,
-        latent=inputs.latent, table=table, steps=8, solver="any", pictures=3, seed=99, scale=10,
-    )  # fmt: skip
+    grid, numbers, stock, dode, teacher = compare(run_node, pack, model, inputs, table, steps=8)
     errors = [rms(result["samples"], teacher["samples"]) for result in (stock, dode)]
     assert f"{errors[0]:.4f}" in numbers
     assert f"{errors[1]:.4f}" in numbers
     assert errors[1] < errors[0]
     assert grid.shape[-1] == 3
+
+
+@pytest.mark.parametrize("kind", ["EPS", "FLOW"])
+def test_a_refined_row_is_sampled_as_the_library_samples_it(kind, make_model, run_node, pack, inputs):
+    """By KSampler (D-ODE), by SamplerCustom, and through the patched model."""
+    import comfy.sample
+    import comfy.samplers
+
+    model = make_model(kind)
+    changes = REFINED | {"scheduler": "simple"}
+    table, *_, teacher, dode, stock, summary = distil(run_node, pack, model, inputs, **changes)
+    greedy, refined = table.rows
+    assert (refined.solver, refined.form, refined.is_refined) == ("euler", "history", True)
+    assert end_error(refined) < end_error(greedy)
+    assert "refined end to end from euler" in summary
+    errors = [rms(result["samples"], teacher["samples"]) for result in (stock, dode)]
+    scale = 0.5  # the format's scale_factor
+    assert errors == pytest.approx(
+        [refined.report["error"][name] / scale for name in ("stock_end", "dode_end")], rel=1e-3
+    )
+
+    latent = {"samples": torch.zeros(3, 4, 4, 4)}
+    result = dode_ksampler(run_node, pack, model, table, latent, steps=4)
+    torch.testing.assert_close(result, by_the_library(refined, kind) / scale, rtol=1e-4, atol=1e-4)
+
+    noise = comfy.sample.prepare_noise(latent["samples"], 5)
+    (sigmas,) = run_node(pack.DodeSigmas, table=table, steps=4, denoise=1.0, solver="any")
+    (sampler,) = run_node(pack.DodeSampler, table=table, solver="any")
+    (patched,) = run_node(pack.ApplyLambdas, model=model, table=table, solver="any")
+    for on, by in ((model, sampler), (patched, comfy.samplers.sampler_object("euler"))):
+        custom = comfy.sample.sample_custom(
+            on, noise, 2.0, by, sigmas, inputs.positive, inputs.negative, latent["samples"], seed=5
+        )
+        torch.testing.assert_close(custom, result, rtol=1e-5, atol=1e-5)
+    half = dode_ksampler(run_node, pack, model, table, latent, steps=4, denoise=0.5)
+    assert half.isfinite().all()
+
+
+def test_the_cost_is_said_before_and_counted_down(make_model, run_node, pack, inputs, monkeypatch, caplog):
+    import comfy.utils
+
+    said, told = [], []
+    model = make_model()
+
+    def show(node_id: str, text: str) -> None:
+        said.append((model.model.evaluated, text))
+
+    monkeypatch.setattr("dode_nodes.hosts.comfy.session.show_text", show)
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar,
+        "update_absolute",
+        lambda self, done, total, preview: told.append((done, total)),
+    )
+    with caplog.at_level("INFO"):
+        distil(run_node, pack, model, inputs, **REFINED)
+    evaluated, cost = said[0]
+    assert evaluated == 0
+    assert cost in caplog.text
+    numbers = re.fullmatch(
+        r"(\d+) evaluations: teacher \d+, students \d+, refining at most \d+ .*; then (\d+) for the results.*",
+        cost,
+    )
+    assert said[1][0] > 0
+    assert re.search(r"teacher: \d+ of \d+ evaluations, .* left", said[1][1])
+    totals = {total for _, total in told}
+    assert totals == {sum(map(int, numbers.groups()))}
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert told[-1][0] <= told[-1][1]
+
+
+def test_a_time_is_said_in_words_that_suit_it(pack):
+    from dode_nodes.hosts.comfy.messages import in_words
+
+    assert [in_words(seconds) for seconds in (0.2, 99, 100, 3599, 11100)] == [
+        "0 s", "99 s", "2 min", "1 h 0 min", "3 h 5 min",
+    ]  # fmt: skip
+
+
+def test_a_refined_row_serves_the_solver_it_began_with(make_model, run_node, pack, inputs, caplog):
+    model = make_model()
+    table = distil(run_node, pack, model, inputs, solver="dpmpp_2m", **REFINED)[0]
+    (refined,) = [row for row in table.rows if row.is_refined]
+    assert refined.solver == "euler"
+    alone = LambdaTable([refined], model=table.model)
+    latent = {"samples": torch.zeros(1, 4, 4, 4)}
+    results = [
+        dode_ksampler(run_node, pack, model, each, latent, steps=4, solver=solver)
+        for each in (table, alone)
+        for solver in ("any", "dpmpp_2m")
+    ]
+    assert all(torch.equal(result, results[0]) for result in results)
+
+    caplog.clear()
+    (patched,) = run_node(pack.ApplyLambdas, model=model, table=alone, solver="dpmpp_2m")
+    stock = ksampler(model, latent, sampler="dpmpp_2m", steps=4)
+    assert torch.equal(ksampler(patched, latent, sampler="dpmpp_2m", steps=4), stock)
+    assert "Refined rows have σ of their own: use KSampler (D-ODE) or D-ODE sigmas" in caplog.text
+    caplog.clear()
+    ksampler(patched, latent, sampler="heun", steps=4)
+    assert "λ is not applied" in caplog.text
+    assert "σ of their own" not in caplog.text
+
+
+def test_a_refined_row_is_compared_with_what_it_began_with(make_model, run_node, pack, inputs):
+    model = make_model()
+    table = distil(run_node, pack, model, inputs, **REFINED)[0]
+    greedy, refined = (LambdaTable([row], model=table.model) for row in table.rows)
+    of_greedy, of_refined = (compare(run_node, pack, model, inputs, each) for each in (greedy, refined))
+    assert "D-euler, refined, 4 evaluations" in of_refined[1]
+    assert "D-euler, 4 evaluations" in of_greedy[1]
+    for stock, same in zip(of_refined[2::2], of_greedy[2::2], strict=True):  # stock and teacher
+        assert torch.equal(stock["samples"], same["samples"])
+    assert rms(of_refined[3]["samples"], of_refined[4]["samples"]) < rms(
+        of_greedy[3]["samples"], of_greedy[4]["samples"]
+    )
+
+    unknown = dict(table.rows[1].report)
+    unknown["refined"] = unknown["refined"] | {
+        "from": {"solver": "<mine>", "solver_options": {}, "sigmas": table.rows[0].sigmas.tolist()}
+    }
+    odd = LambdaTable([dataclasses.replace(table.rows[1], report=unknown)], model=table.model)
+    assert "euler, 4 evaluations" in compare(run_node, pack, model, inputs, odd)[1]
+
+
+def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, run_node, pack, inputs):
+    model = make_model()
+    table = distil(run_node, pack, model, inputs, solver="heun", **REFINED)[0]
+    rows = [row for row in table.rows if row.is_refined]
+    assert [(row.solver, row.form, row.has_own_sigmas) for row in rows] == [("heun", "lambda", False)]
+    (patched,) = run_node(
+        pack.ApplyLambdas, model=model, table=LambdaTable(rows, model=table.model), solver="any"
+    )
+    latent = {"samples": torch.zeros(1, 4, 4, 4)}
+    torch.testing.assert_close(
+        ksampler(patched, latent, sampler="heun", steps=4),
+        dode_ksampler(run_node, pack, model, table, latent, steps=4),
+    )
 
 
 def test_solver_lists_are_what_the_probe_finds(pack):

@@ -163,6 +163,28 @@ def test_a_distilled_table_is_saved_offered_and_sampled_with(server):
     succeeded(server.run(sample_prompt("mine/four.safetensors")))
 
 
+def test_a_refined_table_is_saved_and_sampled_with(server):
+    logged = len(server.log)
+    succeeded(server.run(distil_prompt(save_name="refined", refine_budget=25.0)))
+    cost = re.search(r"D-ODE: (\d+) evaluations: .* refining at most", server.log[logged:])
+    assert cost is not None
+    assert "D-ODE teacher" not in server.log[logged:][: cost.start()]
+    table = LambdaTable.load(server.pack / "lambdas" / "refined.safetensors")
+    assert [row.is_refined for row in table.rows] == [False, True]
+    succeeded(server.run(sample_prompt("refined.safetensors")))
+
+
+def test_cancel_in_the_refinement_keeps_what_was_found(server):
+    before, logged = tables_in(server), len(server.log)
+    cancelled = server.queue(distil_prompt(latents=32, steps="8", save_name="stopped", refine_budget=100.0))
+    server.wait(lambda: "D-ODE refining" in server.log[logged:], 60)
+    server.post("/interrupt", {})
+    result = server.result(cancelled, 20)
+    assert "execution_interrupted" in [kind for kind, _ in result["status"]["messages"]]
+    assert tables_in(server) - before == {"stopped-partial.safetensors"}
+    succeeded(server.run(sample_prompt("stopped-partial.safetensors", steps=8)))
+
+
 def test_distils_again_only_when_an_input_changed(server):
     def cached(prompt: dict[str, Any]) -> list[str]:
         messages = server.run(prompt)["status"]["messages"]

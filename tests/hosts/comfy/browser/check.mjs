@@ -12,6 +12,7 @@ for (const [name, example] of Object.entries(request.workflows)) {
   report.workflows[name] = await tryWorkflow(name, example);
   report.again ??= await runAgain();
 }
+report.older = await loadOlder(request.workflows);
 report.help = await openHelp("DODE_DistillLambdas");
 report.chinese = await inChinese();
 report.errors = errors;
@@ -90,6 +91,16 @@ async function runAgain() {
   seeds.push(await seed());
   const cached = await page.evaluate(() => window.cached.map((id) => window.app.graph.getNodeById(id).type));
   return { seeds, cached };
+}
+
+/** The refine_budget of a graph that was saved by a version without one. */
+async function loadOlder(workflows) {
+  const older = structuredClone(workflows["1_first_steps"].workflow);
+  const distil = older.nodes.find((node) => node.type === "DODE_DistillLambdas");
+  distil.widgets_values.pop();
+  distil.inputs = distil.inputs.filter((input) => input.name !== "refine_budget");
+  await load(page, older);
+  return page.evaluate(async (id) => (await window.app.graphToPrompt()).output[id].inputs, String(distil.id));
 }
 
 /** A newly added node's help, opened as people do: click on the node, then on the button above it. */

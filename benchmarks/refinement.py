@@ -1,0 +1,187 @@
+"""What fitting the whole student end to end gains: the README's main table.
+
+For budgets of network evaluations, on one test set: the best stock sampler × schedule × ending of all that ComfyUI
+has, chosen on the test latents in its favour; the D-ODE row with greedy λ whose solver, schedule and ending were
+chosen on held-out latents; and that row refined end to end. RMS and median distance to the converged solution at
+σ = 0, Fréchet distance to the real digits, and what the fit has cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from common import (
+    MICRO_BATCH,
+    SCALE,
+    TEACHER,
+    Bench,
+    arguments,
+    frechet,
+    prepare,
+    print_setting,
+    print_table,
+)
+from stock import Stock, best_stock, combinations, samplers
+from torch import Tensor
+from tqdm import tqdm
+
+from dode_nodes import LambdaRow, Targets, distill, refine, run_teacher
+from dode_nodes.groups import count_latents
+from dode_nodes.schedules import make_sigmas
+from dode_nodes.table import end_error
+
+BUDGETS = (4, 5, 6, 8, 10, 12)
+STUDENTS = ("euler", "dpmpp_2m", "ipndm")
+STUDENT_SCHEDULES = ("karras", "simple", "beta")
+"""What the row with greedy λ is chosen from, each with both endings and both predictions."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A row with greedy λ, where it comes from, and the teacher's states it was fitted to."""
+
+    row: LambdaRow
+    schedule: str
+    targets: Targets
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Results on the test latents.
+
+    Attributes:
+        error, median: distance to the converged solution.
+        frechet: distance to the real digits.
+    """
+
+    error: float
+    median: float
+    frechet: float
+
+    @classmethod
+    def of(cls, bench: Bench, results: Tensor) -> Measured:
+        return cls(bench.error(results), bench.median(results), frechet(results))
+
+    @property
+    def cells(self) -> list[float]:
+        """For a table."""
+        return [self.error, self.median, self.frechet]
+
+
+def greedy_rows(bench: Bench, latents: int, budgets: Sequence[int]) -> dict[int, Candidate]:
+    """For every budget the solver, schedule and ending with the smallest error on held-out latents."""
+    group = bench.fit_group(latents)
+    found: dict[int, list[Candidate]] = {budget: [] for budget in budgets}
+    for schedule, discard in tqdm(
+        [(s, d) for s in STUDENT_SCHEDULES for d in (False, True)], desc="greedy λ"
+    ):
+        name = f"{schedule}{', penultimate σ dropped' if discard else ''}"
+        schedules = {
+            n: make_sigmas(schedule, n, bench.model.noise_schedule, discard_penultimate=discard)
+            for n in budgets
+        }
+        shared = {"teacher": TEACHER, "scale": SCALE, "micro_batch": MICRO_BATCH}
+        targets = run_teacher([group], None, list(schedules.values()), **shared)
+        for n, sigmas in schedules.items():
+            found[n] += [
+                Candidate(
+                    distill([group], None, sigmas, solver=solver, prediction=prediction, targets=targets,
+                            micro_batch=MICRO_BATCH),
+                    name,
+                    targets,
+                )
+                for solver in STUDENTS
+                for prediction in ("noise", "data")
+            ]  # fmt: skip
+    return {n: min(candidates, key=lambda c: end_error(c.row)) for n, candidates in found.items()}
+
+
+def refined_row(bench: Bench, candidate: Candidate, latents: int) -> LambdaRow:
+    """The candidate, fitted end to end on the latents that its λ was fitted on."""
+    with tqdm(desc=f"refining {candidate.row.nfe}", unit=" evaluations", unit_scale=True) as bar:
+
+        def tell(p) -> None:
+            bar.total = p.total
+            bar.update(p.done - bar.n)
+
+        return refine(
+            [bench.fit_group(latents)], None, candidate.row, targets=candidate.targets, micro_batch=MICRO_BATCH,
+            progress=tell,
+        )  # fmt: skip
+
+
+def sampled(bench: Bench, row: LambdaRow) -> Tensor:
+    """The test latents by a row."""
+    return bench.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row)
+
+
+def evaluations_to_reach(error: float, stock: dict[int, float]) -> str:
+    """How many the best stock needs for this error; log-log between the budgets that were measured."""
+    budgets = sorted(stock)
+    best = np.minimum.accumulate([stock[n] for n in budgets])
+    if error < best[-1]:
+        return f"> {budgets[-1]}"
+    return f"{np.exp(np.interp(-np.log(error), -np.log(best), np.log(budgets))):.1f}"
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__, lists={"budgets": BUDGETS}, test_latents=96, fit_latents=48)
+    for kind in options.models:
+        bench = prepare(kind, options.cfg, options.test_latents)
+        greedy = greedy_rows(bench, options.fit_latents, options.budgets)
+        refined = {n: refined_row(bench, greedy[n], options.fit_latents) for n in options.budgets}
+        stock: dict[int, tuple[Stock, Measured]] = {}
+        for n in tqdm(options.budgets, desc="stock"):
+            _, chosen, results = best_stock(bench, combinations(bench, n))
+            stock[n] = chosen, Measured.of(bench, results)
+        print_setting(bench)
+        tables(bench, options, stock, greedy, refined)
+
+
+def tables(
+    bench: Bench,
+    options: object,
+    stock: dict[int, tuple[Stock, Measured]],
+    greedy: dict[int, Candidate],
+    refined: dict[int, LambdaRow],
+) -> None:
+    """Print what was measured."""
+    held = options.fit_latents // 4
+    print(
+        f"\nRows: {options.fit_latents - held} latents fitted, {held} held out; teacher {TEACHER}, C = {SCALE}. "
+        f"Stock: {len(samplers(bench.model.kind))} deterministic samplers. "
+        f"Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
+    )
+    errors = {n: measured.error for n, (_, measured) in stock.items()}
+    rows, costs = [], []
+    for n, (chosen, of_stock) in stock.items():
+        candidate, row = greedy[n], refined[n]
+        of_greedy, of_refined = (Measured.of(bench, sampled(bench, one)) for one in (candidate.row, row))
+        name = f"D-{candidate.row.solver} ({candidate.row.prediction}), {candidate.schedule}"
+        rows.append(
+            (n, str(chosen), *of_stock.cells, name, *of_greedy.cells, *of_refined.cells,
+             of_refined.error / of_stock.error,
+             evaluations_to_reach(of_refined.error, errors))
+        )  # fmt: skip
+        spent = row.report["evaluations"]["refining"]
+        report = row.report["refined"]
+        held_out = [f"{stage['held_out_error']:.3f}" for stage in report["stages"]]
+        latents = count_latents([bench.fit_group(options.fit_latents)])
+        costs.append((n, report["kept"], ", ".join(held_out), spent, spent / latents))
+    print_table(
+        ["evaluations", "best stock of all", "RMS", "median", "Fréchet", "greedy λ, chosen on held-out latents",
+         "RMS", "median", "Fréchet", "refined RMS", "median", "Fréchet", "refined / stock",
+         "stock needs, for refined's RMS"], rows,
+    )  # fmt: skip
+    print_table(
+        ["evaluations", "kept", "held-out error: row given, plain solver, iPNDM-3, Jacobian after Jacobian",
+         "evaluations spent on refining", "per latent"], costs,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
