@@ -14,6 +14,7 @@ from torch import Tensor
 
 from .denoiser import PREDICTIONS
 from .distill import distill
+from .errors import DodeError
 from .groups import Group, Progress, count_latents, held_out
 from .probe import probe_student, solver_name
 from .refine import Plan, plan_refinement, refine
@@ -102,12 +103,14 @@ class Pipeline:
         evaluations = [self._evaluations_per_step(sigmas) for sigmas in schedules]
         latents = count_latents(groups) + len(held_out(groups))
         self._budgets = self._shares(refine_budget, evaluations, taught) if refine_budget else []
+        try:
+            plans = [self._plan(i, evaluations[i], budget, taught) for i, budget in enumerate(self._budgets)]
+        except DodeError as error:
+            raise DodeError(f"each schedule shares a refine budget of {refine_budget:g}: {error}") from error
         self.cost = Cost(
             teacher=taught,
             students=tuple(len(predictions) * latents * sum(counts) for counts in evaluations),
-            refining=tuple(
-                self._plan(i, evaluations[i], budget, taught) for i, budget in enumerate(self._budgets)
-            ),
+            refining=tuple(plans),
         )
 
     @property

@@ -1,0 +1,125 @@
+"""How far a table travels: fitted at one CFG, class set, latent size and precision, used at another.
+
+Beside it at the place of use: a stock solver, the row with greedy λ from home, and a row refined there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from common import (
+    FIT_SEED,
+    MICRO_BATCH,
+    SCALE,
+    TEACHER,
+    TEST_SEED,
+    arguments,
+    converged,
+    print_table,
+    sample_group,
+)
+from torch import Tensor
+from tqdm import tqdm
+
+from dode_nodes import Group, LambdaRow, distill, refine, run_teacher
+from dode_nodes.demo.models import DemoModel, load_demo_model
+from dode_nodes.groups import root_mean_square
+from dode_nodes.schedules import make_sigmas
+
+STOCK = "dpmpp_2m"
+SCHEDULE = "beta"
+
+
+@dataclass(frozen=True)
+class Place:
+    """What latents are sampled with.
+
+    Attributes:
+        digits: the classes, which take turns.
+        side: of the latent, a square; 8 is what the network was trained on.
+    """
+
+    cfg: float = 2.0
+    digits: tuple[int, ...] = tuple(range(10))
+    side: int = 8
+    dtype: torch.dtype = torch.float32
+
+    def group(self, model: DemoModel, first_seed: int, latents: int) -> Group:
+        """Latents of consecutive seeds."""
+        labels = torch.tensor(self.digits).repeat(latents)[:latents]
+        shape = (model.latent_shape[0], self.side, self.side)
+        drawn = [
+            torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+            for seed in range(first_seed, first_seed + latents)
+        ]
+        scale = (1 + model.sigma_max**2) ** 0.5 if model.kind == "eps" else 1.0
+        denoiser = model.to(self.dtype).denoiser(self.cfg)
+        return Group(denoiser, scale * torch.stack(drawn), lambda indices: {"labels": labels[indices]})
+
+
+HOME = Place()
+PLACES = {
+    "home": HOME,
+    "cfg 1": replace(HOME, cfg=1.0),
+    "cfg 1.5": replace(HOME, cfg=1.5),
+    "cfg 3": replace(HOME, cfg=3.0),
+    "cfg 4": replace(HOME, cfg=4.0),
+    "cfg 6": replace(HOME, cfg=6.0),
+    "latent 12×12": replace(HOME, side=12),
+    "latent 16×16": replace(HOME, side=16),
+    "bf16": replace(HOME, dtype=torch.bfloat16),
+    "fp16": replace(HOME, dtype=torch.float16),
+}
+OTHER_DIGITS = (replace(HOME, digits=(0, 1, 2, 3, 4)), replace(HOME, digits=(5, 6, 7, 8, 9)))
+
+
+def rows_at(place: Place, model: DemoModel, sigmas: Tensor, latents: int) -> tuple[LambdaRow, LambdaRow]:
+    """Greedy λ for Euler, and its refinement."""
+    groups = [place.group(model, FIT_SEED, latents)]
+    targets = run_teacher(groups, None, sigmas, teacher=TEACHER, scale=SCALE, micro_batch=MICRO_BATCH)
+    row = distill(groups, None, sigmas, targets=targets, micro_batch=MICRO_BATCH)
+    return row, refine(groups, None, row, targets=targets, micro_batch=MICRO_BATCH)
+
+
+def measured(model: DemoModel, steps: int, options: object) -> Iterator[tuple[object, ...]]:
+    """A line per place."""
+    sigmas = make_sigmas(SCHEDULE, steps, model.noise_schedule)
+    home = rows_at(HOME, model, sigmas, options.fit_latents)
+    lines = [(name, home, place) for name, place in PLACES.items()]
+    made_for, used_on = OTHER_DIGITS
+    lines.append(
+        ("digits 5 to 9, from 0 to 4", rows_at(made_for, model, sigmas, options.fit_latents), used_on)
+    )
+    for name, (greedy, refined), place in tqdm(lines, desc=f"{model.kind}, {steps} steps"):
+        test = place.group(model, TEST_SEED, options.test_latents)
+        end, own = converged(model, test)
+        here = refined if place is HOME else rows_at(place, model, sigmas, options.fit_latents)[1]
+
+        def error(solver: str | None, row: LambdaRow | None, test: Group = test, end: Tensor = end) -> float:
+            at = sigmas if row is None else torch.tensor(row.sigmas, dtype=torch.float32)
+            return root_mean_square(sample_group(test, at, solver, row) - end)
+
+        yield name, error(STOCK, None), error(None, greedy), error(None, refined), error(None, here), own
+
+
+def main() -> None:
+    """Measure and print."""
+    options = arguments(__doc__, lists={"steps": (6,)}, test_latents=48, fit_latents=24)
+    for kind in options.models:
+        model = load_demo_model(kind)
+        for steps in options.steps:
+            print(
+                f"\n## {kind} model, {steps} steps\n\nRMS distance to the converged solution of the place, "
+                f"{options.test_latents} test latents; rows fitted on {options.fit_latents} at home "
+                f"(cfg {HOME.cfg:g}, all digits, 8×8, fp32), a quarter held out; begun with D-euler on {SCHEDULE}."
+            )
+            print_table(
+                ["used at", f"stock {STOCK}", "greedy λ from home", "refined from home", "refined there",
+                 "converged solution's own"], measured(model, steps, options),
+            )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
