@@ -241,7 +241,9 @@ class TestDemo:
             assert any(all(word in line for word in words) for line in printed.out.splitlines()), words
 
         table = LambdaTable.load(out / "lambda.safetensors")
-        assert len(table.rows) == 2 * len(demo_module.STUDENTS)
+        refined = [row for row in table.rows if row.is_refined]
+        assert len(table.rows) - len(refined) == 2 * len(demo_module.STUDENTS)
+        assert len(refined) == sum("refined D-" in pair["what"] for pair in facts["comparison"]) / 2 > 0
         for of_table, of_json in zip(table.rows, facts["table"]["rows"], strict=True):
             assert of_table.weights.tolist() == of_json["weights"]
 

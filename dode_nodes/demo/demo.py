@@ -1,4 +1,4 @@
-"""The demo's computation: distil solvers for an embedded model, and set them beside stock solvers.
+"""The demo's computation: distil solvers for an embedded model, refine the best, and set them beside stock solvers.
 
 λ is fitted on one set of latents and checked on a quarter of it. What is compared comes from fresh latents
 that nothing was fitted on: the distance to the converged solution from the same noise.
@@ -16,10 +16,11 @@ from torch import Tensor
 from ..distill import distill
 from ..errors import DodeError
 from ..groups import Evaluator, Group, Progress, held_out, in_order, micro_batches, root_mean_square
+from ..refine import refine
 from ..sample import sample_dode
 from ..schedules import make_sigmas
 from ..table import MAX_EVALUATIONS, LambdaRow, LambdaTable, end_error
-from ..teacher import run_teacher
+from ..teacher import Targets, run_teacher
 from .models import DemoModel
 from .networks import CLASSES
 
@@ -52,7 +53,7 @@ class Trial:
     """A sampler on a schedule.
 
     Attributes:
-        solver: the sampler's name.
+        solver: the sampler's name; for a refined row, that it began with.
         row: its λ, for a D-variant; None for the stock sampler.
         schedule: the name of its schedule.
         discard_penultimate: whether that schedule lacks its σ before 0.
@@ -72,13 +73,23 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """``euler``, or ``D-euler (noise)``."""
-        return self.solver if self.row is None else f"D-{self.solver} ({self.row.prediction})"
+        """``euler``, ``D-euler (noise)``, or ``refined D-euler``."""
+        if self.row is None:
+            return self.solver
+        return (
+            f"refined D-{self.solver}" if self.row.is_refined else f"D-{self.solver} ({self.row.prediction})"
+        )
 
     @property
     def on(self) -> str:
-        """The schedule, in words."""
-        return self.schedule + (" −penultimate" if self.discard_penultimate else "")
+        """The schedule, in words; for a refined row, that its σ have moved away from."""
+        begun = self.schedule + (" −penultimate" if self.discard_penultimate else "")
+        return f"σ from {begun}" if self.row is not None and self.row.has_own_sigmas else begun
+
+    @property
+    def begun_on(self) -> tuple[str, bool]:
+        """The schedule and its ending, to compare stock samplers on."""
+        return self.schedule, self.discard_penultimate
 
 
 @dataclass(frozen=True)
@@ -112,7 +123,7 @@ class Demo:
         seed: what the latents' own seeds follow from.
         latent_seeds: of the latents distilled on, the held-out ones last.
         fresh_seeds: of the latents compared on; the digits take turns, 0 to 9.
-        table: a row per budget and student.
+        table: a row per budget and student, refined ones last.
         results: of all trials.
         converged: the reference that errors are distances to.
         converged_error: its RMS distance to itself at half the steps.
@@ -147,9 +158,13 @@ class Demo:
 
     def undistilled(self, result: Result) -> Result:
         """The stock sampler of a D-variant, on the same schedule."""
-        trial = result.trial
-        same = (trial.solver, trial.on)
-        return next(r for r in self.stock(trial.evaluations) if (r.trial.solver, r.trial.on) == same)
+        return self.stock_on_schedule_of(result, result.trial.solver)
+
+    def stock_on_schedule_of(self, result: Result, solver: str) -> Result:
+        """A stock sampler with as many evaluations, on the schedule that a trial is or has begun on."""
+        same = (solver, result.trial.begun_on)
+        stock = self.stock(result.trial.evaluations)
+        return next(r for r in stock if (r.trial.solver, r.trial.begun_on) == same)
 
 
 def run_demo(
@@ -183,7 +198,8 @@ def run_demo(
 
     fitted, fresh = latents_group(model, cfg, latent_seeds), latents_group(model, cfg, fresh_seeds)
     stock = _stock(model, budgets)
-    students = _distil(model, fitted, budgets, {"cfg": cfg, "seed": seed}, tell)
+    students, targets = _distil(model, fitted, budgets, {"cfg": cfg, "seed": seed}, tell)
+    students += _refine(fitted, students, budgets, targets, tell)
     trials = [*students, *stock]
     steps = max(REFERENCE_STEPS, REFERENCE_SCALE * budgets[-1])
     schedule = STUDENT_SCHEDULE[model.kind]
@@ -260,7 +276,7 @@ def _stock(model: DemoModel, budgets: Sequence[int]) -> list[Trial]:
 
 def _distil(
     model: DemoModel, group: Group, budgets: Sequence[int], settings: dict[str, float], tell: Tell
-) -> list[Trial]:
+) -> tuple[list[Trial], Targets]:
     """Every student on every budget's schedule, from one run of the teacher."""
     students = [
         (_trial(model, solver, STUDENT_SCHEDULE[model.kind], _without_penultimate(model, n), n), prediction)
@@ -299,7 +315,27 @@ def _distil(
         )
         behind += sum(count for stage, count in row.report["evaluations"].items() if stage != "teacher")
         trials.append(replace(trial, row=row))
-    return trials
+    return trials, targets
+
+
+def _refine(
+    group: Group, students: Sequence[Trial], budgets: Sequence[int], targets: Targets, tell: Tell
+) -> list[Trial]:
+    """Each budget's best student on held-out latents, fitted end to end; where that helps."""
+    refined = []
+    for n in budgets:
+        trial = min((t for t in students if t.evaluations == n), key=lambda t: end_error(t.row))
+
+        def tell_of_all(p: Progress, n: int = n) -> None:
+            tell(f"refining, {n} steps", p.done, p.total)
+
+        row = refine(
+            [group], None, trial.row, targets=targets, micro_batch=_MICRO_BATCH, progress=tell_of_all
+        )  # fmt: skip
+        if row.is_refined:
+            sigmas = torch.tensor(row.sigmas, dtype=trial.sigmas.dtype)
+            refined.append(replace(trial, row=row, sigmas=sigmas))
+    return refined
 
 
 def _sample(group: Group, trials: Sequence[Trial], stage: str, tell: Tell) -> list[Tensor]:
@@ -311,7 +347,7 @@ def _sample(group: Group, trials: Sequence[Trial], stage: str, tell: Tell) -> li
     return [
         in_order(batches, [
             sample_dode(evaluator.on(batch, stage), batch.x, trial.sigmas, batch.extra_args(), disable=True,
-                        row=trial.row, solver=trial.solver)
+                        row=trial.row, solver=trial.solver if trial.row is None else None)
             for batch in batches
         ])
         for trial in trials

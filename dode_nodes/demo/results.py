@@ -70,6 +70,7 @@ def comparison_text(demo: Demo) -> str:
         f"Closer: for how many of the {latents} the D-variant is nearer than the stock sampler.",
         f"Best: the stock sampler that did best here, with hindsight, of {tried}; against it the D-variant that did",
         "best on its held-out latents.",
+        "Refined: fitted end to end, from the D-variant that did best on the held-out latents; its σ have moved.",
         "−penultimate: with one step more, and then without the last σ before 0.",
         f"{_reference(demo)}.",
     ]
@@ -198,7 +199,8 @@ def write_results(demo: Demo, folder: Path, *, command: str, seconds: float) -> 
     demo.table.save(folder / "lambda.safetensors")
     grid_figure(demo).savefig(folder / "grid.png")
     error_figure(demo).savefig(folder / "error.png")
-    lambda_figure(demo.table.rows).savefig(folder / "lambda.png")
+    greedy = [row for row in demo.table.rows if not row.is_refined]
+    lambda_figure(greedy).savefig(folder / "lambda.png")
     text = json.dumps(demo_json(demo, command, seconds), ensure_ascii=False, indent=1, allow_nan=False)
     (folder / "demo.json").write_text(text + "\n", encoding="utf-8")
 
@@ -215,9 +217,7 @@ def grid_figure(demo: Demo) -> Figure:
     rows = []
     for budget in demo.budgets[:_GRID_BUDGETS]:
         best, chosen = demo.best_stock(budget), demo.chosen(budget)
-        euler = next(
-            r for r in demo.stock(budget) if (r.trial.solver, r.trial.on) == ("euler", chosen.trial.on)
-        )
+        euler = demo.stock_on_schedule_of(chosen, "euler")
         for result in (euler, best, chosen):
             words = f"{budget} × {result.trial.label}, error {number(result.error)}"
             rows.append(row(words, result, heads_group=result is euler))
