@@ -107,7 +107,7 @@ def fixed(bench: Bench, steps: int, latents: int) -> tuple[LambdaRow, float]:
 
 def error_of(bench: Bench, row: LambdaRow) -> float:
     """On the test latents."""
-    return bench.error(bench.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row))
+    return bench.error(bench.sample_row(row))
 
 
 def scales_and_batches(bench: Bench) -> None:

@@ -18,9 +18,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dode_nodes import Group, LambdaRow, Progress, run_teacher, sample_dode
+from dode_nodes.demo.demo import latents_group
 from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
 from dode_nodes.demo.models import DemoModel, load_demo_model
-from dode_nodes.demo.networks import CLASSES
 from dode_nodes.demo.vae import decode_to_picture
 from dode_nodes.groups import root_mean_square
 from dode_nodes.schedules import make_sigmas
@@ -50,7 +50,7 @@ class Bench:
 
     def fit_group(self, latents: int, seed: int = 0) -> Group:
         """Latents to distil on; another ``seed``, other latents."""
-        return latents_group(self.model, self.cfg, FIT_SEED + 1000 * seed, latents)
+        return latents_group(self.model, self.cfg, _seeds(FIT_SEED + 1000 * seed, latents))
 
     def first(self, latents: int) -> Bench:
         """The same with fewer test latents."""
@@ -67,6 +67,10 @@ class Bench:
         """The test latents by a stock solver or a row."""
         return sample_group(self.test, sigmas, solver, row)
 
+    def sample_row(self, row: LambdaRow) -> Tensor:
+        """The test latents by a row, on its own schedule."""
+        return self.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row)
+
     def error(self, results: Tensor) -> float:
         """RMS distance to the converged solution."""
         return root_mean_square(results - self.converged)
@@ -76,11 +80,8 @@ class Bench:
         return float((results - self.converged).double().flatten(1).square().mean(1).sqrt().median())
 
 
-def latents_group(model: DemoModel, cfg: float, first_seed: int, latents: int) -> Group:
-    """Noises of consecutive seeds; the digits take turns."""
-    labels = torch.arange(latents) % CLASSES
-    noise = model.noise(range(first_seed, first_seed + latents))
-    return Group(model.denoiser(cfg), noise, lambda indices: {"labels": labels[indices]})
+def _seeds(first: int, latents: int) -> range:
+    return range(first, first + latents)
 
 
 def sample_group(group: Group, sigmas: Tensor, solver: str | Sampler | None, row: LambdaRow | None) -> Tensor:
@@ -100,7 +101,7 @@ def frechet(results: Tensor) -> float:
 def prepare(kind: str, cfg: float, latents: int) -> Bench:
     """Load the model and converge on the test latents."""
     model = load_demo_model(kind)
-    test = latents_group(model, cfg, TEST_SEED, latents)
+    test = latents_group(model, cfg, _seeds(TEST_SEED, latents))
     return Bench(model, cfg, test, *converged(model, test))
 
 

@@ -12,7 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from common import (
     MICRO_BATCH,
     SCALE,
@@ -113,11 +112,6 @@ def refined_row(bench: Bench, candidate: Candidate, latents: int) -> LambdaRow:
         )  # fmt: skip
 
 
-def sampled(bench: Bench, row: LambdaRow) -> Tensor:
-    """The test latents by a row."""
-    return bench.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row)
-
-
 def evaluations_to_reach(error: float, stock: dict[int, float]) -> str:
     """How many the best stock needs for this error; log-log between the budgets that were measured."""
     budgets = sorted(stock)
@@ -160,7 +154,7 @@ def tables(
     rows, costs = [], []
     for n, (chosen, of_stock) in stock.items():
         candidate, row = greedy[n], refined[n]
-        of_greedy, of_refined = (Measured.of(bench, sampled(bench, one)) for one in (candidate.row, row))
+        of_greedy, of_refined = (Measured.of(bench, bench.sample_row(one)) for one in (candidate.row, row))
         name = f"D-{candidate.row.solver} ({candidate.row.prediction}), {candidate.schedule}"
         rows.append(
             (n, str(chosen), *of_stock.cells, name, *of_greedy.cells, *of_refined.cells,

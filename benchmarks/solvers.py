@@ -1,17 +1,12 @@
-"""The README's comparison: stock solvers and their D-variants at equal network evaluations.
+"""Each stock solver beside its own D-variant, with greedy λ, at equal network evaluations on one schedule.
 
-For budgets of network evaluations: the best stock sampler × schedule × ending beside the D-ODE solver whose
-schedule and ending were chosen on held-out latents; and each solver beside its own D-variant on one schedule,
-at the largest number of steps that the budget pays. RMS distance to the converged solution at σ = 0 on test
-latents, and Fréchet distance to the real digits.
+At the largest number of steps that a budget pays. RMS and median distance to the converged solution at σ = 0 on
+test latents, and Fréchet distance to the real digits. What is best of all, and what refinement gains beyond λ:
+refinement.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-
-import torch
 from common import (
     MICRO_BATCH,
     SCALE,
@@ -24,102 +19,24 @@ from common import (
     print_setting,
     print_table,
 )
-from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import DodeError, LambdaRow, distill, run_teacher
+from dode_nodes import LambdaRow, distill, run_teacher
 from dode_nodes.probe import probe_student
-from dode_nodes.schedules import SCHEDULES, make_sigmas
 from dode_nodes.solvers import SOLVERS, resolve
 from dode_nodes.table import end_error
 
 BUDGETS = (5, 6, 8, 10)
-ENDINGS = (("full", False), ("penultimate σ dropped", True))
-
-
-STUDENTS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm", "deis")
-STUDENT_SCHEDULES = ("karras", "simple", "beta")
-"""What the best D-ODE solver is chosen from, each with both endings and both predictions."""
-SCREENED = 16
-"""Test latents on which all stock combinations are tried; the best few are measured on all."""
-FINALISTS = 5
-
-
-@dataclass(frozen=True)
-class Stock:
-    """A stock sampler on a schedule with an ending."""
-
-    solver: str
-    schedule: str
-    ending: str
-    sigmas: Tensor
 
 
 def steps_within(solver: str, budget: int, bench: Bench) -> int:
     """The largest number of steps that costs at most the budget."""
-    affordable = [n for n in range(1, budget + 1) if cost(solver, bench.schedule(n)) <= budget]
+    affordable = [
+        n
+        for n in range(1, budget + 1)
+        if len(probe_student(resolve(solver), bench.schedule(n)).sigmas) <= budget
+    ]
     return max(affordable)
-
-
-def cost(solver: str, sigmas: Tensor) -> int:
-    """Network evaluations of a run."""
-    return len(probe_student(resolve(solver), sigmas).sigmas)
-
-
-def stock_combinations(bench: Bench, budget: int) -> Iterator[Stock]:
-    """Every stock solver × schedule × ending that the budget pays."""
-    for solver in SOLVERS:
-        steps = steps_within(solver, budget, bench)
-        for schedule in SCHEDULES:
-            for ending, discard in ENDINGS:
-                try:
-                    sigmas = make_sigmas(
-                        schedule, steps, bench.model.noise_schedule, discard_penultimate=discard
-                    )
-                    if cost(solver, sigmas) <= budget:
-                        yield Stock(solver, schedule, ending, sigmas)
-                except DodeError:  # a schedule that has no such number of steps
-                    continue
-
-
-def best_stock(bench: Bench, combinations: Iterable[Stock]) -> tuple[float, Stock, Tensor]:
-    """Error, name and results of the best on the test latents: a choice in stock's favour."""
-    some = bench.first(SCREENED)
-    ranked = sorted(combinations, key=lambda c: some.error(some.sample(c.sigmas, c.solver)))
-    measured = []
-    for candidate in ranked[:FINALISTS]:
-        results = bench.sample(candidate.sigmas, candidate.solver)
-        measured.append((bench.error(results), candidate, results))
-    return min(measured, key=lambda result: result[0])
-
-
-def chosen_rows(bench: Bench, latents: int) -> dict[int, tuple[LambdaRow, str]]:
-    """For every budget the D-ODE solver, schedule and ending with the smallest error on held-out latents."""
-    group = bench.fit_group(latents)
-    candidates: dict[int, list[tuple[LambdaRow, str]]] = {budget: [] for budget in BUDGETS}
-    for schedule in tqdm(STUDENT_SCHEDULES, desc="schedules"):
-        for ending, discard in ENDINGS:
-            schedules = {
-                n: make_sigmas(schedule, n, bench.model.noise_schedule, discard_penultimate=discard)
-                for n in BUDGETS
-            }
-            targets = run_teacher(
-                [group], None, list(schedules.values()), teacher=TEACHER, scale=SCALE, micro_batch=MICRO_BATCH
-            )
-            for n, sigmas in schedules.items():
-                candidates[n] += [
-                    (
-                        distill([group], None, sigmas, solver=solver, prediction=prediction, targets=targets,
-                                micro_batch=MICRO_BATCH),
-                        f"{schedule}, {ending}",
-                    )
-                    for solver in STUDENTS
-                    for prediction in ("noise", "data")
-                ]  # fmt: skip
-    return {
-        budget: min(found, key=lambda candidate: end_error(candidate[0]))
-        for budget, found in candidates.items()
-    }
 
 
 def distilled(bench: Bench, latents: int) -> dict[tuple[str, int], LambdaRow]:
@@ -162,39 +79,22 @@ def main() -> None:
     options = arguments(__doc__, test_latents=96, fit_latents=32)
     for kind in options.models:
         bench = prepare(kind, options.cfg, options.test_latents)
-        chosen = chosen_rows(bench, options.fit_latents)
         rows = distilled(bench, options.fit_latents)
-        table, pairs = [], []
+        pairs = []
         for budget in tqdm(BUDGETS, desc="measure"):
-            combinations = list(stock_combinations(bench, budget))
-            error, stock, results = best_stock(bench, combinations)
             for solver in SOLVERS:
                 row = rows[solver, budget]
-                sigmas = torch.tensor(row.sigmas, dtype=torch.float32)
-                plain, ours = bench.sample(sigmas, solver), bench.sample(sigmas, row=row)
+                plain, ours = bench.sample(bench.schedule(row.steps), solver), bench.sample_row(row)
                 pairs.append(
                     (budget, f"{solver} ({row.prediction})", row.nfe, bench.error(plain), bench.error(ours),
                      bench.error(ours) / bench.error(plain), bench.median(plain), bench.median(ours),
                      frechet(plain), frechet(ours), row.report["shrunk_to"])
                 )  # fmt: skip
-            row, schedule = chosen[budget]
-            our_results = bench.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row)
-            our_error = bench.error(our_results)
-            table.append(
-                (budget, f"{stock.solver}, {stock.schedule}, {stock.ending}", error, bench.median(results),
-                 frechet(results), f"D-{row.solver} ({row.prediction}), {schedule}", our_error,
-                 bench.median(our_results), frechet(our_results), our_error / error)
-            )  # fmt: skip
         print_setting(bench)
         print(
             f"\nλ fitted on {options.fit_latents} latents, a quarter of them held out; teacher {TEACHER}, C = {SCALE}; "
-            f"students on {STUDENT_SCHEDULE[kind]}. Stock: all combinations on {SCREENED} test latents, the best "
-            f"{FINALISTS} on all. Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
+            f"on {STUDENT_SCHEDULE[kind]}. Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
         )
-        print_table(
-            ["evaluations", "best stock of all (by RMS)", "RMS", "median", "Fréchet",
-             "D-ODE, chosen on held-out latents", "RMS", "median", "Fréchet", "RMS ratio"], table,
-        )  # fmt: skip
         print_table(
             ["budget", "solver", "evaluations", "stock RMS", "D-ODE RMS", "ratio", "stock median", "D-ODE median",
              "stock Fréchet", "D-ODE Fréchet", "λ shrunk to"], pairs,

@@ -143,10 +143,9 @@ class Distillation:
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
-        if self._pipeline is None or not self._pipeline.rows:
+        if self._pipeline is None or not self._pipeline.found:
             return None
-        partial = [] if self._pipeline.partial is None else [self._pipeline.partial]
-        return LambdaTable([*self._pipeline.rows, *partial], model=model_facts(self._request.model))
+        return LambdaTable(self._pipeline.found, model=model_facts(self._request.model))
 
     def _distil(self, groups: list[Group], size: int) -> tuple[torch.Tensor, ...]:
         """Find the rows; the held-out latents by teacher, D-ODE and stock solver."""
