@@ -459,7 +459,7 @@ def refined(bench: Bench, steps: int, folder: None, variant: Refined) -> Outcome
 
 
 VARIANTS: dict[str, tuple[Callable[..., Outcome], tuple[Any, ...]]] = {
-    "refined": (refined, (Refined(16), Refined(48))),
+    "refined": (refined, (Refined(16), Refined(48), Refined(128))),
     "dyweight": (dyweight, (DyWeight(afs=False, history=3, lr=3e-2, schedule=DISCRETE),)),
     "amed": (
         amed,
