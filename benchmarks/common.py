@@ -26,7 +26,8 @@ from dode_nodes.groups import root_mean_square
 from dode_nodes.schedules import make_sigmas
 from dode_nodes.solvers import Sampler
 
-FIT_SEED, TEST_SEED = 1_000_000, 2_000_000
+FIT_SEED, TEST_SEED = 1_000_000, 3_000_000
+"""The latents from 2,000,000 on were looked at while the refinement was designed: no number comes from them."""
 TEACHER, SCALE = "dpmpp_2m", 10
 STUDENT_SCHEDULE = {"eps": "karras", "flow": "simple"}
 MICRO_BATCH = 32
