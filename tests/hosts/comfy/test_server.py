@@ -15,6 +15,7 @@ from PIL import Image
 
 from dode_nodes import LambdaTable, sample_dode
 from dode_nodes.demo.models import load_demo_model
+from dode_nodes.table import end_error
 from tests.server import PACK, ComfyServer, errors_of
 from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
 
@@ -143,7 +144,7 @@ def test_latents_equal_the_librarys_own(server):
 
     model = load_demo_model("flow")
     table = LambdaTable.load(server.pack / "lambdas" / "demo_flow.safetensors")
-    row = next(row for row in table.rows if row.steps == 8)
+    row = min((row for row in table.rows if row.steps == 8), key=end_error)
     noise = torch.randn((3, *model.latent_shape), generator=torch.manual_seed(5))
     labels = torch.full((3,), 3)
     expected = sample_dode(

@@ -46,7 +46,7 @@ const firstSteps = {
 Nothing to download: a small model of handwritten digits comes with the pack.
 
 1. Press **Run**.
-2. **Distill λ** lets a slow, exact sampler and a fast one draw the same noises, finds the numbers λ that bring the fast one closest, and saves them as a *λ table*.
+2. **Distill λ** lets a slow, exact sampler and a fast one draw the same noises, finds the numbers λ that bring the fast one closest, and saves them as a *λ table*. With a **refine_budget** it then fits all the numbers of the fast sampler together.
 3. **Compare** draws new noises with the plain fast sampler, with λ, and with the slow one.
 4. **KSampler (D-ODE)** draws with λ, at the fast sampler's cost.
 
@@ -58,7 +58,7 @@ Press Run again: Distill λ keeps its result until you change one of its inputs.
       type: "DODE_DistillLambdas",
       at: [390, 0],
       size: [640, 1084],
-      widgets: { cfg: 2, steps: "5, 8", save_name: "first_steps" },
+      widgets: { cfg: 2, scheduler: "beta", steps: "5", save_name: "first_steps", refine_budget: 4 },
     },
     compare: {
       type: "DODE_Compare",
@@ -99,7 +99,7 @@ const forYourCheckpoint = {
 3. Write prompts like yours. Each takes an equal share of the noises, so that λ is not fitted to one picture.
 4. Name the table under **save_name** and press **Run**.
 
-It takes about as long as 16 pictures of 180 steps, once for this checkpoint. With 48 **latents** and a **refine_budget** of 4 it takes some 15 times that, and gains most at few steps and on flow models.
+It takes about as long as 16 pictures of 180 steps, once for this checkpoint. With a **refine_budget** of 4 it takes three to five times that, and gains most: start from the **scheduler** beta, and with one number of **steps** at a time if you can.
 
 The table is then in **Load λ table** (press R to refresh): see the example *3_sample_with_a_table*.`,
     ),
