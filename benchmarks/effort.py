@@ -168,7 +168,7 @@ class RoundedModel(DemoModel):
     """Tells its network σ rounded to the table of 1000, as ComfyUI does."""
 
     def timestep(self, sigma: Tensor) -> Tensor:
-        return self.noise_schedule.timestep(sigma.float())
+        return self.noise_schedule.timestep(sigma.float()).float()
 
 
 def rounded(bench: Bench) -> Bench:

@@ -41,7 +41,7 @@ def table_prompt(kind: str) -> dict[str, Any]:
         "positive_2": [second, 1], "positive_3": [third, 1], "positive_4": [fourth, 1],
         "latents": 64, "seed": 0, "solver": "euler", "scheduler": SCHEDULERS[kind],
         "steps": "4, 5, 6, 8, 10, 12", "scale": 10, "teacher": "dpmpp_2m", "prediction": "auto",
-        "micro_batch": 0, "save_name": f"demo_{kind}", "refine_budget": 8.0,
+        "micro_batch": 0, "save_name": f"demo_{kind}",
     }  # fmt: skip
     return digits | {
         "empty": {"class_type": "EmptyLatentImage", "inputs": EMPTY},
