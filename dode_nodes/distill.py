@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from .groups import (
     micro_batches,
 )
 from .probe import probe_student, solver_name
-from .report import HeldOut, no_harm
+from .report import HeldOut, finite, no_harm
 from .runs import Recording, Run
 from .sigmas import at_least_float32, check_schedules
 from .solvers import Sampler, resolve
@@ -136,7 +135,7 @@ def _report_of_fit(fit: Fit, latents: int, held: Sequence[int], targets: Targets
         "held_out_latents": len(held),
         "checked": bool(held),
         "teacher_error": targets.own_error,
-        "lambda_standard_error": [_number(e[0]) if len(e) else None for e in fit.standard_errors],
+        "lambda_standard_error": [finite(e[0]) if len(e) else None for e in fit.standard_errors],
         "undetermined": fit.undetermined,
     }
 
@@ -149,7 +148,3 @@ def _settings(groups: Sequence[Group]) -> dict[str, Any]:
         "latents": count_latents(groups),
         "groups": len(groups),
     }
-
-
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None

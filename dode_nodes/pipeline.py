@@ -94,6 +94,7 @@ class Pipeline:
         self._groups = groups
         self._schedules = schedules
         self._solver = solver
+        self._own_solver = None if isinstance(solver, str) else solver  # no row can hold a function
         self._predictions = predictions
         self._of_teacher = {"teacher": teacher, "scale": scale, "flow": flow}
         self._micro_batch = micro_batch
@@ -158,10 +159,9 @@ class Pipeline:
         return self.rows
 
     def _refine(self, row: LambdaRow, budget: float, progress: Callable[[Progress], None] | None) -> None:
-        solver = None if isinstance(self._solver, str) else self._solver
         try:
             refined = refine(
-                self._groups, None, row, solver=solver, budget=budget, targets=self.targets,
+                self._groups, None, row, solver=self._own_solver, budget=budget, targets=self.targets,
                 micro_batch=self._micro_batch, progress=progress,
             )  # fmt: skip
         except BaseException as error:
@@ -188,6 +188,5 @@ class Pipeline:
             evaluations=evaluations,
             weights=np.zeros(sum(evaluations)),
         )
-        solver = None if isinstance(self._solver, str) else self._solver
         latents, model = count_latents(self._groups), self._groups[0].model
-        return plan_refinement(row, latents, budget, taught, solver=solver, model=model)
+        return plan_refinement(row, latents, budget, taught, solver=self._own_solver, model=model)

@@ -39,6 +39,7 @@ from .groups import (
 from .history import as_history
 from .probe import probe_student
 from .reading import GIVEN, IPNDM, PLAIN
+from .report import finite
 from .sample import solver_of
 from .solvers import Sampler, resolve, sample_ipndm
 from .student import (
@@ -349,8 +350,8 @@ class _Best:
         self._stages.append(
             {
                 "stage": name,
-                "fitted_error": _number(played.error),
-                "held_out_error": _number(held_error),
+                "fitted_error": finite(played.error),
+                "held_out_error": finite(held_error),
                 "evaluations": spent,
             }
         )
@@ -396,7 +397,3 @@ class _Best:
         if self._teacher_evaluations:
             spent["teacher for refining"] = self._teacher_evaluations
         return spent | {"refining": self._stages[-1]["evaluations"] if self._stages else 0}
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
@@ -123,3 +124,8 @@ def no_harm(held_out: HeldOut, corrections: np.ndarray, recordings: Sequence[Rec
     trials = [(held_out.errors(part * corrections, "shrinking λ"), part) for part in SHRINKS]
     dode, part = min([(stock, 0.0), *trials], key=lambda trial: trial[0][-1])
     return Verdict(stock, dode, part, {"stock": cost, "shrinking": evaluator.spent() - begun - cost})
+
+
+def finite(value: float) -> float | None:
+    """A number as a report may hold it: JSON has no NaN."""
+    return float(value) if math.isfinite(value) else None
