@@ -10,7 +10,8 @@ import argparse
 import platform
 import shlex
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -109,15 +110,22 @@ def prepare(kind: str, cfg: float, latents: int) -> Bench:
 def converged(model: DemoModel, group: Group) -> tuple[Tensor, float]:
     """Where a group's latents end, and how much that changes when the steps are halved, RMS."""
     sigmas = make_sigmas(_REFERENCE["schedule"][model.kind], _REFERENCE["steps"], model.noise_schedule)
-    with tqdm(desc=f"{model.kind}: converged solution", unit=" evaluations", unit_scale=True) as bar:
+    with evaluations_bar(f"{model.kind}: converged solution") as tell:
+        targets = run_teacher([group], None, sigmas, teacher=_REFERENCE["solver"], scale=_REFERENCE["scale"],
+                              micro_batch=MICRO_BATCH, progress=tell)  # fmt: skip
+    return targets.at(0.0), targets.own_error
+
+
+@contextmanager
+def evaluations_bar(what: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar over network evaluations; yields what is to be told of them."""
+    with tqdm(desc=what, unit=" evaluations", unit_scale=True) as bar:
 
         def tell(p: Progress) -> None:
             bar.total = p.total
             bar.update(p.done - bar.n)
 
-        targets = run_teacher([group], None, sigmas, teacher=_REFERENCE["solver"], scale=_REFERENCE["scale"],
-                              micro_batch=MICRO_BATCH, progress=tell)  # fmt: skip
-    return targets.at(0.0), targets.own_error
+        yield tell
 
 
 def arguments(

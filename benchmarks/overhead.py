@@ -1,6 +1,6 @@
-"""What λ costs: ``sample_dode`` against the stock sampler on a free model, time and memory.
+"""What λ costs, and what a refined row does: ``sample_dode`` against the stock sampler, time and memory.
 
-A free model makes the sampler's own arithmetic everything there is: with a real network the ratio is 1.
+On a model that costs nothing the sampler's own arithmetic is everything there is: with a real network the ratio is 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from dode_nodes import LambdaRow, sample_dode
 from dode_nodes.probe import probe_student
 from dode_nodes.schedules import NoiseSchedule, make_sigmas
 from dode_nodes.solvers import SOLVERS
+from dode_nodes.student import REACH
 
 SHAPE, STEPS, REPEATS = (4, 4, 128, 128), 8, 40
 
@@ -53,6 +54,18 @@ def peak_latents(run: Callable[[], Tensor]) -> float:
     return peak / (torch.Size(SHAPE).numel() * 4)
 
 
+def rows_of_all(sigmas: Tensor) -> Iterator[tuple[str, LambdaRow]]:
+    """A row with λ for every solver and prediction, and one as refinement makes them."""
+    for solver in SOLVERS:
+        queries = probe_student(SOLVERS[solver], sigmas)
+        made_for = (solver, sigmas.double().numpy(), queries.per_step)
+        for prediction in ("noise", "data"):
+            yield solver, LambdaRow(*made_for, np.full(len(queries.sigmas), 0.1), prediction)
+        if solver == "euler":
+            weights = np.eye(STEPS) + 0.1 * sum(np.eye(STEPS, k=-j) for j in range(1, REACH))
+            yield "euler, refined", LambdaRow(*made_for, weights, "noise", form="history")
+
+
 def main() -> None:
     """Measure and print."""
     argparse.ArgumentParser(description=__doc__).parse_args()
@@ -60,17 +73,13 @@ def main() -> None:
     sigmas = make_sigmas("karras", STEPS, NoiseSchedule.stable_diffusion())
     x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)) * sigmas[0]
     rows = []
-    for solver in SOLVERS:
-        queries = probe_student(SOLVERS[solver], sigmas)
-        for prediction in ("noise", "data"):
-            row = LambdaRow(solver, sigmas.double().numpy(), queries.per_step,
-                            np.full(len(queries.sigmas), 0.1), prediction)  # fmt: skip
-            stock = lambda solver=solver: sample_dode(free_model, x, sigmas, disable=True, solver=solver)  # noqa: E731
-            ours = lambda row=row: sample_dode(free_model, x, sigmas, disable=True, row=row)  # noqa: E731
-            ours(), stock()
-            rows.append(
-                (solver, prediction, seconds(ours) / seconds(stock), peak_latents(stock), peak_latents(ours))
-            )
+    for name, row in rows_of_all(sigmas):
+        stock = lambda row=row: sample_dode(free_model, x, sigmas, disable=True, solver=row.solver)  # noqa: E731
+        ours = lambda row=row: sample_dode(free_model, x, sigmas, disable=True, row=row)  # noqa: E731
+        ours(), stock()
+        rows.append(
+            (name, row.prediction, seconds(ours) / seconds(stock), peak_latents(stock), peak_latents(ours))
+        )
     print(
         f"`{shlex.join(['python', *sys.argv])}`, {STEPS} steps on {SHAPE}, seed 0, a model that costs nothing."
     )

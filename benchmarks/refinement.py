@@ -18,6 +18,7 @@ from common import (
     TEACHER,
     Bench,
     arguments,
+    evaluations_bar,
     frechet,
     prepare,
     print_setting,
@@ -109,12 +110,7 @@ def best_held_out(candidates: Sequence[Candidate], schedule: str | None = None) 
 
 def refined_row(bench: Bench, candidate: Candidate, latents: int) -> LambdaRow:
     """The candidate, fitted end to end on the latents that its λ was fitted on."""
-    with tqdm(desc=f"refining {candidate.row.nfe}", unit=" evaluations", unit_scale=True) as bar:
-
-        def tell(p) -> None:
-            bar.total = p.total
-            bar.update(p.done - bar.n)
-
+    with evaluations_bar(f"refining {candidate.row.nfe}") as tell:
         return refine(
             [bench.fit_group(latents)], None, candidate.row, targets=candidate.targets, micro_batch=MICRO_BATCH,
             progress=tell,

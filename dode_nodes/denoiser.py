@@ -12,7 +12,8 @@ sampler, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -161,11 +162,16 @@ class DodeDenoiser(DenoiserProxy):
 
     def _correction(self, k: int, output: Tensor) -> Tensor:
         """ô_k − o_k = Σ_j<k c_kj (o_j − o_k) + (Σ_j c_kj) o_k; D-ODE's last sum is 0."""
+        return reduce(torch.add, self._terms(k, output))
+
+    def _terms(self, k: int, output: Tensor) -> Iterator[Tensor]:
+        """One at a time: each is as large as a latent."""
         row = self._corrections[k]
-        terms = [_factor(row[j], output) * (self._outputs[j] - output) for j in range(k) if np.any(row[j])]
+        for j in range(k):
+            if np.any(row[j]):
+                yield _factor(row[j], output) * (self._outputs[j] - output)
         if np.any(total := row.sum(axis=0)):
-            terms.append(_factor(total, output) * output)
-        return sum(terms[1:], start=terms[0])
+            yield _factor(total, output) * output
 
 
 def _last_nonzero(column: np.ndarray) -> int:
