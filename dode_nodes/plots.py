@@ -317,7 +317,9 @@ def _words(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_xlabel(x)
     ax.set_ylabel(y)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(frameon=False, fontsize=9)
+        ax.legend(
+            fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2
+        )
 
 
 _SPARSE, _DENSE = (1, 2, 5), (1, 1.5, 2, 3, 5, 7)
@@ -363,10 +365,10 @@ def _draw_errors_per_step(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bo
     drawn = [(_errors_after(row, "stock"), _errors_after(row, "dode"), row) for row in rows]
     drawn = [(stock, dode, row) for stock, dode, row in drawn if stock and dode]
     for (stock, dode, row), style in zip(drawn, _styles(), strict=False):
-        ax.plot(*zip(*stock, strict=True), label=f"{row.nfe} evaluations, stock",
-                **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))  # fmt: skip
-        ax.plot(*zip(*dode, strict=True), label=f"{row.nfe} evaluations, D-ODE", **style)
+        ax.plot(*zip(*stock, strict=True), **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))
+        ax.plot(*zip(*dode, strict=True), label=f"D-ODE, {row.nfe} evaluations", **style)
     if drawn:
+        ax.plot([], [], label="stock solver", **(_STOCK | {"marker": ""}))
         smallest = min(error for _, dode, _ in drawn for _, error in dode)
         _draw_teachers_own(ax, [row for *_, row in drawn], smallest)
         ax.set_xticks(range(1, max(row.steps for *_, row in drawn) + 1))
