@@ -14,7 +14,7 @@ our model's. AMED's predictor reads an 8×8 bottleneck: it gets our 4×4 one, ea
 
 Options. DyWeight: its recipe for latent models (discrete schedule, three outputs), but with its l2 loss, the rate
 of its CIFAR recipe, and without its free first step, which did worse here in both pairs tried: the best of eight
-variants at 5 evaluations *on the test latents*, a choice in its favour. AMED-Solver, and AMED-Plugin on iPNDM: the
+variants at 5 evaluations, on the latents from 2,000,000 on. AMED-Solver, and AMED-Plugin on iPNDM: the
 CIFAR recipes; on DPM-Solver++ the same on its best schedule here. With the batch of its Stable Diffusion recipe, for
 100 updates of every step (theirs make 78 and 156), and with a free first step where the number of evaluations is
 odd, as two evaluations make a step. GITS: the recipe on iPNDM, and the best solver and schedule here, with the
