@@ -144,10 +144,15 @@ def arguments(
     return parser.parse_args()
 
 
+def command() -> str:
+    """What was run, as code in Markdown."""
+    return f"`{shlex.join(['python', *sys.argv])}`"
+
+
 def print_setting(bench: Bench) -> None:
     """What the tables below were measured on."""
     print(f"\n## {bench.model.kind} model, cfg {bench.cfg:g}\n")
-    print(f"`{shlex.join(['python', *sys.argv])}`, torch {torch.__version__}, {platform.machine()}. ", end="")
+    print(f"{command()}, torch {torch.__version__}, {platform.machine()}. ", end="")
     print(
         f"Test latents: seeds {TEST_SEED} to {TEST_SEED + len(bench.test.x) - 1}; fitted: from {FIT_SEED}. ",
         end="",

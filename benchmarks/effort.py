@@ -11,7 +11,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
-import numpy as np
 from common import (
     MICRO_BATCH,
     SCALE,
@@ -33,7 +32,7 @@ from dode_nodes.end_to_end import Latents, descend
 from dode_nodes.groups import Evaluator, held_out, in_order, micro_batches
 from dode_nodes.schedules import make_sigmas
 from dode_nodes.solvers import sample_euler
-from dode_nodes.student import Parameter, Student, Weight, lambda_parameters, sigma_parameters
+from dode_nodes.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
 
 LATENTS = (4, 8, 16, 48, 96)
 JACOBIANS = 4
@@ -58,26 +57,18 @@ class Found:
     teacher: int
 
 
-def weights(evaluations: int, reach: int) -> list[Parameter]:
-    """Of the newest outputs."""
-    unit = np.eye(evaluations)
-    return [
-        Weight(k, unit[j, : k + 1]) for k in range(evaluations) for j in range(max(0, k - reach + 1), k + 1)
-    ]
-
-
 def families(steps: int) -> dict[str, list[Parameter]]:
     """What may be fitted."""
     sigmas = sigma_parameters(steps)
     return {
         "λ": lambda_parameters(steps),
         "λ, σ": lambda_parameters(steps) + sigmas,
-        "W over 2": weights(steps, 2),
-        "W over 2, σ": weights(steps, 2) + sigmas,
-        "W over 3, σ": weights(steps, 3) + sigmas,
-        "W over 4": weights(steps, 4),
-        "W over 4, σ": weights(steps, 4) + sigmas,
-        "W over all, σ": weights(steps, steps) + sigmas,
+        "W over 2": history_parameters(steps, 2),
+        "W over 2, σ": history_parameters(steps, 2) + sigmas,
+        "W over 3, σ": history_parameters(steps, 3) + sigmas,
+        "W over 4": history_parameters(steps, 4),
+        "W over 4, σ": history_parameters(steps, 4) + sigmas,
+        "W over all, σ": history_parameters(steps, steps) + sigmas,
     }
 
 

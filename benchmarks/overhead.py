@@ -6,15 +6,13 @@ On a model that costs nothing the sampler's own arithmetic is everything there i
 from __future__ import annotations
 
 import argparse
-import shlex
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from common import print_table
+from common import command, print_table
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -58,12 +56,12 @@ def rows_of_all(sigmas: Tensor) -> Iterator[tuple[str, LambdaRow]]:
     """A row with λ for every solver and prediction, and one as refinement makes them."""
     for solver in SOLVERS:
         queries = probe_student(SOLVERS[solver], sigmas)
-        made_for = (solver, sigmas.double().numpy(), queries.per_step)
+        lambdas = np.full(len(queries.sigmas), 0.1)
         for prediction in ("noise", "data"):
-            yield solver, LambdaRow(*made_for, np.full(len(queries.sigmas), 0.1), prediction)
-        if solver == "euler":
-            weights = np.eye(STEPS) + 0.1 * sum(np.eye(STEPS, k=-j) for j in range(1, REACH))
-            yield "euler, refined", LambdaRow(*made_for, weights, "noise", form="history")
+            yield solver, LambdaRow(solver, sigmas.double().numpy(), queries.per_step, lambdas, prediction)
+    weights = np.eye(STEPS) + 0.1 * sum(np.eye(STEPS, k=-j) for j in range(1, REACH))
+    made_for = ("euler", sigmas.double().numpy(), (1,) * STEPS)
+    yield "euler, refined", LambdaRow(*made_for, weights, "noise", form="history")
 
 
 def main() -> None:
@@ -80,9 +78,7 @@ def main() -> None:
         rows.append(
             (name, row.prediction, seconds(ours) / seconds(stock), peak_latents(stock), peak_latents(ours))
         )
-    print(
-        f"`{shlex.join(['python', *sys.argv])}`, {STEPS} steps on {SHAPE}, seed 0, a model that costs nothing."
-    )
+    print(f"{command()}, {STEPS} steps on {SHAPE}, seed 0, a model that costs nothing.")
     print_table(["solver", "prediction", "time ratio", "stock peak (latents)", "D-ODE peak (latents)"], rows)
 
 

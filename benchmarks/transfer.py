@@ -17,6 +17,7 @@ from common import (
     TEACHER,
     TEST_SEED,
     arguments,
+    command,
     converged,
     print_table,
     sample_group,
@@ -125,7 +126,7 @@ def main() -> None:
         model = load_demo_model(kind)
         for steps in options.steps:
             print(
-                f"\n## {kind} model, {steps} steps\n\nRMS distance to the converged solution of the place, "
+                f"\n## {kind} model, {steps} steps\n\n{command()}. RMS distance to the converged solution of the place, "
                 f"{options.test_latents} test latents; rows fitted on {options.fit_latents} at home "
                 f"(cfg {HOME.cfg:g}, all digits, 8×8, fp32), a quarter held out; begun with D-euler on {SCHEDULE}."
             )

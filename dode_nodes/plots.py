@@ -267,6 +267,11 @@ def _places(first: float, size: float, gaps: Sequence[bool]) -> list[float]:
 _STOCK: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.6, "marker": "x", "markersize": 6}
 
 
+def _as_stock(marker: str) -> dict[str, Any]:
+    """Grey; the marker is that of the curve it belongs to, "" for all of them."""
+    return _STOCK | {"marker": marker, "markersize": 4.5}
+
+
 def _styles() -> cycle:
     """Colours and markers, in turn, for D-ODE solvers."""
     return cycle(
@@ -365,10 +370,10 @@ def _draw_errors_per_step(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bo
     drawn = [(_errors_after(row, "stock"), _errors_after(row, "dode"), row) for row in rows]
     drawn = [(stock, dode, row) for stock, dode, row in drawn if stock and dode]
     for (stock, dode, row), style in zip(drawn, _styles(), strict=False):
-        ax.plot(*zip(*stock, strict=True), **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))
+        ax.plot(*zip(*stock, strict=True), **_as_stock(style["marker"]))
         ax.plot(*zip(*dode, strict=True), label=f"D-ODE, {row.nfe} evaluations", **style)
     if drawn:
-        ax.plot([], [], label="stock solver", **(_STOCK | {"marker": ""}))
+        ax.plot([], [], label="stock solver", **_as_stock(""))
         smallest = min(error for _, dode, _ in drawn for _, error in dode)
         _draw_teachers_own(ax, [row for *_, row in drawn], smallest)
         ax.set_xticks(range(1, max(row.steps for *_, row in drawn) + 1))
@@ -379,10 +384,10 @@ def _draw_errors_per_step(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bo
 
 def _draw_schedules(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:
     """σ after each step, before and after refining; the last is 0 in all of them, and has no logarithm."""
-    ax.plot([], [], label="before refining", **(_STOCK | {"marker": ""}))
+    ax.plot([], [], label="before refining", **_as_stock(""))
     for row, style in zip(rows, _styles(), strict=False):
         steps = range(row.steps)
-        ax.plot(steps, row.plain.sigmas[:-1], **(_STOCK | {"marker": style["marker"], "markersize": 4.5}))
+        ax.plot(steps, row.plain.sigmas[:-1], **_as_stock(style["marker"]))
         ax.plot(steps, row.sigmas[:-1], label=f"{row.nfe} evaluations", **style)
     if not is_flow(rows[0].sigmas):
         _log_axis(ax, "y", _SPARSE)

@@ -139,11 +139,11 @@ REACH = 4
 """Outputs that an evaluation's weights are fitted on, its own the newest: all of ten gained nothing over four."""
 
 
-def history_parameters(evaluations: int) -> list[Parameter]:
-    """Eq. 8's: the weights of the newest outputs, row by row of the triangle."""
+def history_parameters(evaluations: int, reach: int = REACH) -> list[Parameter]:
+    """Eq. 8's: the weights of the ``reach`` newest outputs, row by row of the triangle."""
     unit = np.eye(evaluations)
     return [
-        Weight(k, unit[j, : k + 1]) for k in range(evaluations) for j in range(max(0, k - REACH + 1), k + 1)
+        Weight(k, unit[j, : k + 1]) for k in range(evaluations) for j in range(max(0, k - reach + 1), k + 1)
     ]
 
 
