@@ -3,8 +3,8 @@
 WEB_DIRECTORY = "./web"
 
 
-async def comfy_entrypoint():
+async def comfy_entrypoint() -> object:
     """The V3 entry point: the pack's nodes."""
-    from .dode_nodes.hosts.comfy import DodeExtension
+    from .dode_nodes.hosts.comfy.extension import DodeExtension
 
     return DodeExtension()

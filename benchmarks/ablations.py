@@ -9,19 +9,22 @@ single values along the trajectory (the paper's Fig. 5), cosine of neighbouring 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from common import SCALE, TEACHER, Bench, arguments, prepare, print_setting, print_table
+from common import Bench, arguments, prepare, print_setting, print_table
 from tqdm import tqdm
 
-from dode_nodes import LambdaRow, Targets, distill, run_teacher, sample_dode
-from dode_nodes.greedy import Formulation, dode, fit_greedily
-from dode_nodes.groups import Evaluator, held_out, micro_batches
-from dode_nodes.probe import probe_student
-from dode_nodes.runs import Recording, Run
-from dode_nodes.solvers import SOLVERS
+from dode_nodes import LambdaRow, Progress, Targets, distill, run_teacher, sample_dode
+from dode_nodes.demo.experiment import TEACHER
+from dode_nodes.fit.evaluator import Evaluator
+from dode_nodes.fit.greedy import Formulation, dode, fit_greedily
+from dode_nodes.fit.runs import Recording, Run
+from dode_nodes.sampling.probe import probe_student
+from dode_nodes.sampling.solvers import ADAMS_BASHFORTH, SOLVERS
+from dode_nodes.tables.row import PREDICTIONS
 
 STEPS = (5, 8, 10)
 SCALES = (5, 10, 20, 30)
@@ -49,16 +52,10 @@ def two(k: int) -> tuple[np.ndarray, list[np.ndarray]]:
 
 def ipndm_weights(k: int, order: int = 4) -> np.ndarray:
     """iPNDM's high-order estimate O_k as weights over raw outputs (Eq. 20 to 24)."""
-    adams = {
-        1: [1],
-        2: [3 / 2, -1 / 2],
-        3: [23 / 12, -16 / 12, 5 / 12],
-        4: [55 / 24, -59 / 24, 37 / 24, -9 / 24],
-    }
+    newest_first, divisor = ADAMS_BASHFORTH[min(k + 1, order) - 1]
     weights = np.zeros(k + 1)
-    for back, weight in enumerate(adams[min(k + 1, order)]):
-        weights[k - back] = weight
-    return weights
+    weights[k + 1 - len(newest_first) :] = newest_first[::-1]
+    return weights / divisor
 
 
 def raw_history(k: int) -> tuple[np.ndarray, list[np.ndarray]]:
@@ -72,16 +69,15 @@ def high_order_difference(k: int) -> tuple[np.ndarray, list[np.ndarray]]:
     return base, [ipndm_weights(k) - np.append(ipndm_weights(k - 1), 0)] if k else []
 
 
-def fitted(bench: Bench, steps: int, formulation: Formulation, targets: Targets, latents: int) -> LambdaRow:
+def fitted(bench: Bench, steps: int, formulation: Formulation, targets: Targets) -> LambdaRow:
     """A formulation under Euler in noise space, fitted greedily."""
     sigmas = bench.schedule(steps)
-    groups = [bench.fit_group(latents)]
     queries = probe_student(SOLVERS["euler"], sigmas)
-    batches = micro_batches(groups, 32)
+    batches = targets.latents.batches()
     recordings = [Recording(Run(SOLVERS["euler"], sigmas), batch, "noise") for batch in batches]
-    evaluator = Evaluator()
+    evaluator = Evaluator(Progress(steps * len(targets.latents)))
     denoisers = [evaluator.on(batch, "student") for batch in batches]
-    fit = fit_greedily(recordings, denoisers, queries, targets, held_out(groups), formulation)
+    fit = fit_greedily(recordings, denoisers, queries, targets, formulation)
     return LambdaRow(
         "euler", sigmas.double().numpy(), queries.per_step, fit.corrections + np.eye(steps), form="history"
     )
@@ -89,9 +85,10 @@ def fitted(bench: Bench, steps: int, formulation: Formulation, targets: Targets,
 
 def fixed(bench: Bench, steps: int, latents: int) -> tuple[LambdaRow, float]:
     """Fixed-D-DDIM: one λ for all steps, by grid search on the fitted latents' teacher."""
-    group = bench.fit_group(latents)
+    fit = bench.fit_latents(latents)
+    (group,) = fit.groups
     sigmas = bench.schedule(steps)
-    target = run_teacher([group], None, sigmas, teacher=TEACHER, scale=SCALE, micro_batch=32).at(0.0)
+    (target,) = run_teacher(fit, sigmas, TEACHER).ends
 
     def row(value: float) -> LambdaRow:
         return LambdaRow("euler", sigmas.double().numpy(), (1,) * steps, np.full(steps, value))
@@ -114,16 +111,11 @@ def scales_and_batches(bench: Bench) -> None:
     """D-DDIM in noise and data space against C and B."""
 
     def errors(latents: int, scale: int) -> list[float]:
-        group = bench.fit_group(latents)
         schedules = [bench.schedule(n) for n in STEPS]
-        targets = run_teacher([group], None, schedules, teacher=TEACHER, scale=scale, micro_batch=32)
-        return [
-            error_of(bench, distill([group], None, s, prediction=p, targets=targets, micro_batch=32))
-            for p in ("noise", "data")
-            for s in schedules
-        ]
+        targets = run_teacher(bench.fit_latents(latents), schedules, replace(TEACHER, scale=scale))
+        return [error_of(bench, distill(targets, s, prediction=p)) for p in PREDICTIONS for s in schedules]
 
-    header = ["", *(f"{p}, {n} steps" for p in ("noise", "data") for n in STEPS)]
+    header = ["", *(f"{p}, {n} steps" for p in PREDICTIONS for n in STEPS)]
     print("\nScale C, B = 20:")
     print_table(header, [(f"C = {c}", *errors(20, c)) for c in tqdm(SCALES, desc="scale")])
     print("\nBatch B (a quarter held out), C = 10:")
@@ -132,12 +124,10 @@ def scales_and_batches(bench: Bench) -> None:
 
 def formulations(bench: Bench, latents: int) -> None:
     """Eq. 8, 9, 10 and the places for λ in a multistep solver."""
-    group = bench.fit_group(latents)
     schedules = {n: bench.schedule(n) for n in STEPS}
     targets = run_teacher(
-        [group], None, list(schedules.values()), solvers=["euler", "ipndm"], teacher=TEACHER, scale=SCALE,
-        micro_batch=32,
-    )  # fmt: skip
+        bench.fit_latents(latents), list(schedules.values()), TEACHER, solvers=["euler", "ipndm"]
+    )
 
     def errors(make: Callable[[int], LambdaRow]) -> list[float]:
         return [error_of(bench, make(n)) for n in STEPS]
@@ -146,11 +136,10 @@ def formulations(bench: Bench, latents: int) -> None:
         return [bench.error(bench.sample(sigmas, solver)) for sigmas in schedules.values()]
 
     def wrapped(prediction: str) -> Callable[[int], LambdaRow]:
-        return lambda n: distill([group], None, schedules[n], solver="ipndm", prediction=prediction,
-                                 targets=targets, micro_batch=32)  # fmt: skip
+        return lambda n: distill(targets, schedules[n], solver="ipndm", prediction=prediction)
 
     def of(formulation: Formulation) -> Callable[[int], LambdaRow]:
-        return lambda n: fitted(bench, n, formulation, targets, latents)
+        return lambda n: fitted(bench, n, formulation, targets)
 
     print(
         f"\nFormulations over DDIM in noise space, fitted greedily on {latents} latents (a quarter held out):"
@@ -185,9 +174,8 @@ def trajectories(bench: Bench, latents: int, steps: int, out: Path) -> None:
 
     out.mkdir(parents=True, exist_ok=True)
     kind = bench.model.kind
-    group = bench.fit_group(latents)
-    targets = run_teacher([group], None, bench.schedule(steps), teacher=TEACHER, scale=SCALE, micro_batch=32)
-    row = distill([group], None, bench.schedule(steps), targets=targets, micro_batch=32)
+    targets = run_teacher(bench.fit_latents(latents), bench.schedule(steps), TEACHER)
+    row = distill(targets, bench.schedule(steps))
     runs = {
         "DDIM": outputs(bench, bench.schedule(steps), None),
         "D-DDIM": outputs(bench, bench.schedule(steps), row),

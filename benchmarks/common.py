@@ -18,19 +18,17 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, LambdaRow, Progress, run_teacher, sample_dode
-from dode_nodes.demo.demo import latents_group
+from dode_nodes import Group, LambdaRow, Latents, Progress, Teacher, run_teacher, sample_dode
+from dode_nodes.demo.experiment import STUDENT_SCHEDULE, demo_latents
 from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
 from dode_nodes.demo.models import DemoModel, load_demo_model
 from dode_nodes.demo.vae import decode_to_picture
-from dode_nodes.groups import root_mean_square
-from dode_nodes.schedules import make_sigmas
-from dode_nodes.solvers import Sampler
+from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.sampling.solvers import Sampler
 
 FIT_SEED, TEST_SEED = 1_000_000, 3_000_000
 """The latents from 2,000,000 on were looked at while the refinement was designed: no number comes from them."""
-TEACHER, SCALE = "dpmpp_2m", 10
-STUDENT_SCHEDULE = {"eps": "karras", "flow": "simple"}
 MICRO_BATCH = 32
 _REFERENCE = {"solver": "ipndm", "steps": 12, "schedule": {"eps": "karras", "flow": "beta"}, "scale": 16}
 """A teacher of 12 × 16 steps, the interval into σ = 0 cut as finely: 4e-3 from a last step from σ_min to 0 on EPS."""
@@ -50,9 +48,9 @@ class Bench:
     converged: Tensor
     reference_error: float
 
-    def fit_group(self, latents: int, seed: int = 0) -> Group:
+    def fit_latents(self, latents: int, seed: int = 0) -> Latents:
         """Latents to distil on; another ``seed``, other latents."""
-        return latents_group(self.model, self.cfg, _seeds(FIT_SEED + 1000 * seed, latents))
+        return demo_latents(self.model, self.cfg, _seeds(FIT_SEED + 1000 * seed, latents), MICRO_BATCH)
 
     def first(self, latents: int) -> Bench:
         """The same with fewer test latents."""
@@ -103,7 +101,7 @@ def frechet(results: Tensor) -> float:
 def prepare(kind: str, cfg: float, latents: int) -> Bench:
     """Load the model and converge on the test latents."""
     model = load_demo_model(kind)
-    test = latents_group(model, cfg, _seeds(TEST_SEED, latents))
+    (test,) = demo_latents(model, cfg, _seeds(TEST_SEED, latents)).groups
     return Bench(model, cfg, test, *converged(model, test))
 
 
@@ -111,9 +109,9 @@ def converged(model: DemoModel, group: Group) -> tuple[Tensor, float]:
     """Where a group's latents end, and how much that changes when the steps are halved, RMS."""
     sigmas = make_sigmas(_REFERENCE["schedule"][model.kind], _REFERENCE["steps"], model.noise_schedule)
     with evaluations_bar(f"{model.kind}: converged solution") as tell:
-        targets = run_teacher([group], None, sigmas, teacher=_REFERENCE["solver"], scale=_REFERENCE["scale"],
-                              micro_batch=MICRO_BATCH, progress=tell)  # fmt: skip
-    return targets.at(0.0), targets.own_error
+        teacher = Teacher(_REFERENCE["solver"], _REFERENCE["scale"])
+        targets = run_teacher(Latents([group], MICRO_BATCH), sigmas, teacher, progress=tell)
+    return targets.ends[0], targets.own_error
 
 
 @contextmanager

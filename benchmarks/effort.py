@@ -9,34 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 
-from common import (
-    MICRO_BATCH,
-    SCALE,
-    TEACHER,
-    Bench,
-    arguments,
-    converged,
-    prepare,
-    print_setting,
-    print_table,
-)
+from common import MICRO_BATCH, Bench, arguments, converged, prepare, print_setting, print_table
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, distill, run_teacher
+from dode_nodes import Latents, Progress, distill, run_teacher
+from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel
-from dode_nodes.denoiser import dode_corrections
-from dode_nodes.end_to_end import Latents, descend
-from dode_nodes.groups import Evaluator, held_out, in_order, micro_batches
-from dode_nodes.schedules import make_sigmas
-from dode_nodes.solvers import sample_euler
-from dode_nodes.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
+from dode_nodes.fit.evaluator import Evaluator
+from dode_nodes.fit.latents import in_order
+from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem, levenberg_marquardt
+from dode_nodes.fit.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
+from dode_nodes.sampling.denoiser import dode_corrections
+from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.sampling.solvers import sample_euler
 
 LATENTS = (4, 8, 16, 48, 96)
 JACOBIANS = 4
 START = "beta"
+UNPLANNED = 2**31
+"""Evaluations at most, where nobody is told of progress."""
 
 
 @dataclass(frozen=True)
@@ -72,19 +65,21 @@ def families(steps: int) -> dict[str, list[Parameter]]:
     }
 
 
-def fitted(bench: Bench, group: Group, sigmas: Tensor, parameters: Sequence[Parameter]) -> Iterator[Found]:
+def fitted(
+    bench: Bench, latents: Latents, sigmas: Tensor, parameters: Sequence[Parameter]
+) -> Iterator[Found]:
     """Greedy λ for Euler, then Jacobian after Jacobian."""
-    targets = run_teacher([group], None, sigmas, teacher=TEACHER, scale=SCALE, micro_batch=MICRO_BATCH)
-    row = distill([group], None, sigmas, targets=targets, micro_batch=MICRO_BATCH)
-    evaluator, held = Evaluator(), held_out([group])
+    targets = run_teacher(latents, sigmas, TEACHER)
+    row = distill(targets, sigmas)
+    evaluator = Evaluator(Progress(UNPLANNED))
     fit, check = (
-        Latents(micro_batches([group], MICRO_BATCH, only=part), targets.at(0.0), evaluator, "refining")
-        for part in ([i for i in range(len(group.x)) if i not in held], held)
+        LeastSquaresProblem(targets, part, evaluator, "refining")
+        for part in (latents.fitted, latents.held_out)
     )
     start = fit.run(Student(sample_euler, "noise", row.sigmas, dode_corrections(row.weights)))
 
     def found(student: Student) -> Found:
-        batches = micro_batches([bench.test], MICRO_BATCH)
+        batches = Latents([bench.test], MICRO_BATCH).batches()
         ends = in_order(batches, [student.run(batch.group.model, batch)[0] for batch in batches])
         spent = targets.evaluations + sum(list(row.report["evaluations"].values())[1:]) + evaluator.spent()
         return Found(
@@ -92,7 +87,7 @@ def fitted(bench: Bench, group: Group, sigmas: Tensor, parameters: Sequence[Para
         )
 
     yield found(start.student)
-    for played in islice(descend(fit, start, parameters), JACOBIANS):
+    for played in levenberg_marquardt(fit, start, parameters, JACOBIANS):
         yield found(played.student)
 
 
@@ -111,8 +106,8 @@ def against_latents(bench: Bench, steps: Sequence[int]) -> None:
     rows = []
     for n in steps:
         for latents in tqdm(LATENTS, desc=f"latents, {n} steps"):
-            group = bench.fit_group(latents)
-            found = list(fitted(bench, group, schedule(bench, START, n), families(n)["W over 4, σ"]))
+            fit = bench.fit_latents(latents)
+            found = list(fitted(bench, fit, schedule(bench, START, n), families(n)["W over 4, σ"]))
             errors = [f"{f.error:.4f}" for f in found] + ["="] * (JACOBIANS + 1 - len(found))
             chosen = best(found)
             rows.append((n, latents, *errors, chosen.error, chosen.median, chosen.evaluations,
@@ -132,7 +127,7 @@ def against_families(bench: Bench, steps: Sequence[int], latents: int) -> None:
     for n in steps:
         for name, parameters in tqdm(families(n).items(), desc=f"families, {n} steps"):
             chosen = best(
-                list(fitted(bench, bench.fit_group(latents), schedule(bench, START, n), parameters))
+                list(fitted(bench, bench.fit_latents(latents), schedule(bench, START, n), parameters))
             )
             cells.setdefault(name, []).extend((len(parameters), chosen.error, chosen.median))
     print(f"\nWhat is fitted, on {latents} latents:")
@@ -148,7 +143,7 @@ def against_schedules(bench: Bench, steps: Sequence[int], latents: int) -> None:
         errors: list[float] = []
         for n in steps:
             numbers = families(n)["W over 4, σ"]
-            found = list(fitted(bench, bench.fit_group(latents), schedule(bench, name, n), numbers))
+            found = list(fitted(bench, bench.fit_latents(latents), schedule(bench, name, n), numbers))
             errors += [found[0].error, best(found).error]
         rows.append((name, *errors))
     print(f"\nThe schedule to begin with, {latents} latents:")
@@ -179,7 +174,7 @@ def against_rounding(bench: Bench, steps: Sequence[int], latents: int) -> None:
             for one in (bench, coarse):
                 numbers = families(n)[name]
                 errors.append(
-                    best(list(fitted(one, one.fit_group(latents), schedule(one, START, n), numbers))).error
+                    best(list(fitted(one, one.fit_latents(latents), schedule(one, START, n), numbers))).error
                 )
         rows.append((name, *errors))
     print(f"\nσ as the network is told it, {latents} latents:")
@@ -192,7 +187,7 @@ def main() -> None:
     for kind in options.models:
         bench = prepare(kind, options.cfg, options.test_latents)
         print_setting(bench)
-        print(f"Teacher {TEACHER}, C = {SCALE}; students begin with D-euler (noise) on {START}.")
+        print(f"Teacher {TEACHER}; students begin with D-euler (noise) on {START}.")
         against_latents(bench, options.steps)
         against_families(bench, options.steps, options.fit_latents)
         against_schedules(bench, options.steps, options.fit_latents)

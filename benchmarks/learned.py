@@ -45,16 +45,17 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
-from common import MICRO_BATCH, SCALE, TEACHER, Bench, prepare, print_setting, print_table, sample_group
+from common import MICRO_BATCH, Bench, prepare, print_setting, print_table, sample_group
 from torch import Tensor, nn
 from torch.nn import functional
 from tqdm import tqdm
 
 from dode_nodes import distill, refine, run_teacher
+from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel
 from dode_nodes.demo.networks import CLASSES
-from dode_nodes.groups import root_mean_square
-from dode_nodes.schedules import make_sigmas
+from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.sampling.schedules import make_sigmas
 
 BUDGET = 300_000
 """Most evaluations that one fit may cost; where the authors' number of images costs more, it gets fewer."""
@@ -188,7 +189,7 @@ def on_test_latents(
 
 def batches(bench: Bench, images: int, batch: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Fresh latents and their labels for every update."""
-    group = bench.fit_group(images)
+    (group,) = bench.fit_latents(images).groups
     for part in tqdm(torch.arange(images).split(batch), desc="updates", leave=False, disable=None):
         yield group.x[part], group.extra_args(part)["labels"]
 
@@ -444,10 +445,8 @@ class Refined:
 def refined(bench: Bench, steps: int, folder: None, variant: Refined) -> Outcome:
     """Distil, refine and measure."""
     sigmas = make_sigmas("beta", steps, bench.model.noise_schedule)
-    groups = [bench.fit_group(variant.latents)]
-    targets = run_teacher(groups, None, sigmas, teacher=TEACHER, scale=SCALE, micro_batch=MICRO_BATCH)
-    row = distill(groups, None, sigmas, targets=targets, micro_batch=MICRO_BATCH)
-    row = refine(groups, None, row, targets=targets, micro_batch=MICRO_BATCH)
+    targets = run_teacher(bench.fit_latents(variant.latents), sigmas, TEACHER)
+    row = refine(targets, distill(targets, sigmas))
     return Outcome(
         solver="refined D-ODE",
         settings=str(variant),

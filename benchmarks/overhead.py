@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
 from dode_nodes import LambdaRow, sample_dode
-from dode_nodes.probe import probe_student
-from dode_nodes.schedules import NoiseSchedule, make_sigmas
-from dode_nodes.solvers import SOLVERS
-from dode_nodes.student import REACH
+from dode_nodes.fit.student import REACH
+from dode_nodes.sampling.probe import probe_student
+from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.solvers import SOLVERS
 
 SHAPE, STEPS, REPEATS = (4, 4, 128, 128), 8, 40
 

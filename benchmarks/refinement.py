@@ -13,9 +13,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from common import (
-    MICRO_BATCH,
-    SCALE,
-    TEACHER,
     Bench,
     arguments,
     evaluations_bar,
@@ -29,9 +26,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dode_nodes import LambdaRow, Targets, distill, refine, run_teacher
-from dode_nodes.groups import count_latents
-from dode_nodes.schedules import make_sigmas
-from dode_nodes.table import end_error
+from dode_nodes.demo.experiment import TEACHER
+from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.tables.row import PREDICTIONS
 
 BUDGETS = (4, 5, 6, 8, 10, 12)
 STUDENTS = ("euler", "dpmpp_2m", "ipndm")
@@ -74,7 +71,7 @@ class Measured:
 
 def greedy_rows(bench: Bench, latents: int, budgets: Sequence[int]) -> dict[int, list[Candidate]]:
     """For every budget the rows of all solvers, schedules and endings."""
-    group = bench.fit_group(latents)
+    fit = bench.fit_latents(latents)
     found: dict[int, list[Candidate]] = {budget: [] for budget in budgets}
     for schedule, discard in tqdm(STUDENT_SCHEDULES, desc="greedy λ"):
         name = _name(schedule, discard)
@@ -82,19 +79,13 @@ def greedy_rows(bench: Bench, latents: int, budgets: Sequence[int]) -> dict[int,
             n: make_sigmas(schedule, n, bench.model.noise_schedule, discard_penultimate=discard)
             for n in budgets
         }
-        shared = {"teacher": TEACHER, "scale": SCALE, "micro_batch": MICRO_BATCH}
-        targets = run_teacher([group], None, list(schedules.values()), **shared)
+        targets = run_teacher(fit, list(schedules.values()), TEACHER)
         for n, sigmas in schedules.items():
             found[n] += [
-                Candidate(
-                    distill([group], None, sigmas, solver=solver, prediction=prediction, targets=targets,
-                            micro_batch=MICRO_BATCH),
-                    name,
-                    targets,
-                )
+                Candidate(distill(targets, sigmas, solver=solver, prediction=prediction), name, targets)
                 for solver in STUDENTS
-                for prediction in ("noise", "data")
-            ]  # fmt: skip
+                for prediction in PREDICTIONS
+            ]
     return found
 
 
@@ -105,16 +96,13 @@ def _name(schedule: str, discard: bool) -> str:
 def best_held_out(candidates: Sequence[Candidate], schedule: str | None = None) -> Candidate:
     """The one with the smallest error on held-out latents; with a schedule, of those on it."""
     among = [c for c in candidates if schedule in (None, c.schedule)]
-    return min(among, key=lambda c: end_error(c.row))
+    return min(among, key=lambda c: c.row.error_from())
 
 
-def refined_row(bench: Bench, candidate: Candidate, latents: int) -> LambdaRow:
+def refined_row(candidate: Candidate) -> LambdaRow:
     """The candidate, fitted end to end on the latents that its λ was fitted on."""
     with evaluations_bar(f"refining {candidate.row.nfe}") as tell:
-        return refine(
-            [bench.fit_group(latents)], None, candidate.row, targets=candidate.targets, micro_batch=MICRO_BATCH,
-            progress=tell,
-        )  # fmt: skip
+        return refine(candidate.targets, candidate.row, progress=tell)
 
 
 def evaluations_to_reach(error: float, stock: dict[int, float]) -> str:
@@ -133,10 +121,7 @@ def main() -> None:
         bench = prepare(kind, options.cfg, options.test_latents)
         found = greedy_rows(bench, options.fit_latents, options.budgets)
         greedy = {n: best_held_out(found[n]) for n in options.budgets}
-        refined = {
-            n: refined_row(bench, best_held_out(found[n], _name(*START)), options.fit_latents)
-            for n in options.budgets
-        }
+        refined = {n: refined_row(best_held_out(found[n], _name(*START))) for n in options.budgets}
         stock: dict[int, tuple[Stock, Measured]] = {}
         for n in tqdm(options.budgets, desc="stock"):
             _, chosen, results = best_stock(bench, combinations(bench, n))
@@ -155,7 +140,7 @@ def tables(
     """Print what was measured."""
     held = options.fit_latents // 4
     print(
-        f"\nRows: {options.fit_latents - held} latents fitted, {held} held out; teacher {TEACHER}, C = {SCALE}. "
+        f"\nRows: {options.fit_latents - held} latents fitted, {held} held out; teacher {TEACHER}. "
         f"Stock: {len(samplers(bench.model.kind))} deterministic samplers. "
         f"Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
     )
@@ -173,8 +158,7 @@ def tables(
         spent = row.report["evaluations"]["refining"]
         report = row.report["refined"]
         held_out = [f"{stage['held_out_error']:.3f}" for stage in report["stages"]]
-        latents = count_latents([bench.fit_group(options.fit_latents)])
-        costs.append((n, report["kept"], ", ".join(held_out), spent, spent / latents))
+        costs.append((n, report["kept"], ", ".join(held_out), spent, spent / options.fit_latents))
     print_table(
         ["evaluations", "best stock of all", "RMS", "median", "Fréchet", "greedy λ, chosen on held-out latents",
          "RMS", "median", "Fréchet", "refined RMS", "median", "Fréchet", "refined / stock",

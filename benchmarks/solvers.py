@@ -8,10 +8,6 @@ refinement.py.
 from __future__ import annotations
 
 from common import (
-    MICRO_BATCH,
-    SCALE,
-    STUDENT_SCHEDULE,
-    TEACHER,
     Bench,
     arguments,
     frechet,
@@ -22,9 +18,10 @@ from common import (
 from tqdm import tqdm
 
 from dode_nodes import LambdaRow, distill, run_teacher
-from dode_nodes.probe import probe_student
-from dode_nodes.solvers import SOLVERS, resolve
-from dode_nodes.table import end_error
+from dode_nodes.demo.experiment import STUDENT_SCHEDULE, TEACHER
+from dode_nodes.sampling.probe import probe_student
+from dode_nodes.sampling.solvers import SOLVERS, resolve
+from dode_nodes.tables.row import PREDICTIONS
 
 BUDGETS = (5, 6, 8, 10)
 
@@ -41,26 +38,19 @@ def steps_within(solver: str, budget: int, bench: Bench) -> int:
 
 def distilled(bench: Bench, latents: int) -> dict[tuple[str, int], LambdaRow]:
     """For every solver and budget the better of noise and data, on held-out latents."""
-    group = bench.fit_group(latents)
+    fit = bench.fit_latents(latents)
     rows = {}
     for solvers, budget_of in _teacher_runs(bench).items():
         schedules = {n: bench.schedule(n) for n in sorted(set(budget_of.values()))}
-        targets = run_teacher(
-            [group], None, list(schedules.values()), solvers=list(solvers), teacher=TEACHER, scale=SCALE,
-            micro_batch=MICRO_BATCH,
-        )  # fmt: skip
+        targets = run_teacher(fit, list(schedules.values()), TEACHER, solvers=list(solvers))
         for solver in tqdm(solvers, desc="distil"):
             found = {
                 n: min(
-                    (
-                        distill([group], None, sigmas, solver=solver, prediction=p, targets=targets,
-                                micro_batch=MICRO_BATCH)
-                        for p in ("noise", "data")
-                    ),
-                    key=end_error,
+                    (distill(targets, sigmas, solver=solver, prediction=p) for p in PREDICTIONS),
+                    key=LambdaRow.error_from,
                 )
                 for n, sigmas in schedules.items()
-            }  # fmt: skip
+            }
             rows |= {(solver, budget): found[n] for budget, n in budget_of.items()}
     return rows
 
@@ -92,7 +82,7 @@ def main() -> None:
                 )  # fmt: skip
         print_setting(bench)
         print(
-            f"\nλ fitted on {options.fit_latents} latents, a quarter of them held out; teacher {TEACHER}, C = {SCALE}; "
+            f"\nλ fitted on {options.fit_latents} latents, a quarter of them held out; teacher {TEACHER}; "
             f"on {STUDENT_SCHEDULE[kind]}. Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
         )
         print_table(

@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,12 +19,12 @@ from common import Bench
 from torch import Tensor
 
 from dode_nodes import DodeError
-from dode_nodes.denoiser import DenoiserProxy
 from dode_nodes.errors import IneligibleSampler
-from dode_nodes.hosts.comfyui import find_comfyui, start_comfyui
-from dode_nodes.probe import probe_student
-from dode_nodes.schedules import SCHEDULES, make_sigmas
-from dode_nodes.solvers import SOLVERS, Sampler
+from dode_nodes.hosts.comfy.launch import find_comfyui, start_comfyui
+from dode_nodes.sampling.denoiser import DenoiserProxy
+from dode_nodes.sampling.probe import probe_student
+from dode_nodes.sampling.schedules import SCHEDULES, make_sigmas
+from dode_nodes.sampling.solvers import SOLVERS, Sampler
 
 ENDINGS = (("full", False), ("penultimate σ dropped", True))
 SCREENED = 12
@@ -61,10 +60,9 @@ class InHost(DenoiserProxy):
     def __init__(self, model: Any, kind: str) -> None:
         super().__init__(model)
         if _host_starts():
-            sampling = _model_sampling(kind)
-            patcher = SimpleNamespace(get_model_object=lambda name: sampling, model_options={})
-            inner = SimpleNamespace(model_sampling=sampling)
-            self.inner_model = SimpleNamespace(inner_model=inner, model_patcher=patcher)
+            from dode_nodes.hosts.comfy.host_samplers import what_samplers_look_for
+
+            self.inner_model = what_samplers_look_for(flow=kind == "flow").inner_model
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
         return self._model(x, sigma, **extra_args)
@@ -77,16 +75,6 @@ def _host_starts() -> bool:
         return False
     start_comfyui()
     return True
-
-
-def _model_sampling(kind: str) -> Any:
-    import comfy.model_sampling as ms
-
-    bases = {"eps": (ms.ModelSamplingDiscrete, ms.EPS), "flow": (ms.ModelSamplingDiscreteFlow, ms.CONST)}
-    sampling = type("ModelSampling", bases[kind], {})()
-    if kind == "flow":
-        sampling.set_parameters(shift=1.0)
-    return sampling
 
 
 def hosted(bench: Bench) -> Bench:

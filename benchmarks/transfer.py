@@ -13,8 +13,6 @@ import torch
 from common import (
     FIT_SEED,
     MICRO_BATCH,
-    SCALE,
-    TEACHER,
     TEST_SEED,
     arguments,
     command,
@@ -26,11 +24,12 @@ from stock import samplers
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, LambdaRow, distill, refine, run_teacher
+from dode_nodes import Group, LambdaRow, Latents, distill, refine, run_teacher
+from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel, load_demo_model
-from dode_nodes.groups import root_mean_square
-from dode_nodes.schedules import make_sigmas
-from dode_nodes.solvers import Sampler
+from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.sampling.solvers import Sampler
 
 STOCK = {"eps": "dpmpp_3m", "flow": "ipndm_v max_order=3"}
 """The best at home of all stock samplers at 6 evaluations, on this schedule."""
@@ -82,10 +81,9 @@ OTHER_DIGITS = (replace(HOME, digits=(0, 1, 2, 3, 4)), replace(HOME, digits=(5, 
 
 def rows_at(place: Place, model: DemoModel, sigmas: Tensor, latents: int) -> tuple[LambdaRow, LambdaRow]:
     """Greedy λ for Euler, and its refinement."""
-    groups = [place.group(model, FIT_SEED, latents)]
-    targets = run_teacher(groups, None, sigmas, teacher=TEACHER, scale=SCALE, micro_batch=MICRO_BATCH)
-    row = distill(groups, None, sigmas, targets=targets, micro_batch=MICRO_BATCH)
-    return row, refine(groups, None, row, targets=targets, micro_batch=MICRO_BATCH)
+    targets = run_teacher(Latents([place.group(model, FIT_SEED, latents)], MICRO_BATCH), sigmas, TEACHER)
+    row = distill(targets, sigmas)
+    return row, refine(targets, row)
 
 
 def measured(model: DemoModel, steps: int, options: object) -> Iterator[tuple[object, ...]]:

@@ -3,13 +3,16 @@
 Imports no host. Inside ComfyUI the pack's root module brings the nodes; see ``dode_nodes.hosts``.
 """
 
-from .distill import distill
 from .errors import DodeError, IneligibleSampler, TableError
-from .groups import Group, Progress
-from .refine import Plan, plan_refinement, refine
-from .sample import sample_dode
-from .table import LambdaRow, LambdaTable, Match
-from .teacher import Targets, run_teacher
+from .fit.distill import distill
+from .fit.latents import Group, Latents
+from .fit.pipeline import Pipeline, Recipe
+from .fit.progress import Progress
+from .fit.refine import Plan, Refinement, plan_refinement, refine
+from .fit.teacher import Targets, Teacher, plan_teacher, run_teacher
+from .sampling.sample import sample_dode
+from .tables.row import LambdaRow, Match
+from .tables.table import LambdaTable
 
 __version__ = "0.1.0"
 
@@ -19,13 +22,19 @@ __all__ = [
     "IneligibleSampler",
     "LambdaRow",
     "LambdaTable",
+    "Latents",
     "Match",
+    "Pipeline",
     "Plan",
     "Progress",
+    "Recipe",
+    "Refinement",
     "TableError",
     "Targets",
+    "Teacher",
     "distill",
     "plan_refinement",
+    "plan_teacher",
     "refine",
     "run_teacher",
     "sample_dode",

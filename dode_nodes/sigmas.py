@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -69,6 +70,6 @@ def at_least_float32(sigmas: Tensor) -> Tensor:
     return sigmas.to(torch.promote_types(sigmas.dtype, torch.float32))
 
 
-def is_flow(sigmas: Tensor) -> bool:
+def is_flow(sigmas: Tensor | np.ndarray) -> bool:
     """Flow models begin at σ ≤ 1; no other family's noise is that low."""
     return float(sigmas[0]) <= 1

@@ -6,8 +6,8 @@ from types import ModuleType
 
 import pytest
 
-from dode_nodes.hosts.comfyui import find_comfyui
-from tests.comfyui import import_comfyui
+from dode_nodes.hosts.comfy.launch import find_comfyui
+from tests.import_comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
 
 

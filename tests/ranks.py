@@ -16,9 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dode_nodes import Group, LambdaRow, distill, refine, run_teacher
-from dode_nodes.groups import Progress, held_out, micro_batches
-from dode_nodes.ranks import (
+from dode_nodes import Group, LambdaRow, Latents, Progress, Refinement, distill, refine, run_teacher
+from dode_nodes.fit.ranks import (
     failing_together,
     gather,
     process_group,
@@ -27,16 +26,22 @@ from dode_nodes.ranks import (
     sum_over_ranks,
 )
 from tests.oracles import two_peaks
-from tests.toys import karras, latents
+from tests.toys import Telling, karras, latents
+
+told = Telling()
+
+
+def groups(*sizes_and_shapes: tuple[int, ...]) -> list[Group]:
+    """Of latents of their own."""
+    return [Group(two_peaks, latents(*of, seed=i)) for i, of in enumerate(sizes_and_shapes)]
 
 
 def fitted(micro_batch: int | None = None) -> list[LambdaRow]:
     """Rows of two groups, 5 and 2 latents (one is held out), distilled on one teacher's run, then refined."""
-    groups = [Group(two_peaks, latents(5)), Group(two_peaks, latents(2, seed=1))]
-    sigmas = karras(4)
-    targets = run_teacher(groups, None, sigmas, micro_batch=micro_batch)
-    row = distill(groups, None, sigmas, targets=targets, micro_batch=micro_batch)
-    return [row, refine(groups, None, row, targets=targets, micro_batch=micro_batch)]
+    told.clear()
+    targets = run_teacher(Latents(groups((5,), (2, 1, 4, 6)), micro_batch), karras(4), progress=told)
+    row = distill(targets, karras(4), progress=told)
+    return [row, refine(targets, row, progress=told)]
 
 
 def as_json(row: LambdaRow) -> dict[str, Any]:
@@ -62,13 +67,13 @@ def gathered() -> dict[str, Any]:
 
 def shares() -> dict[str, list[int]]:
     """This rank's latents of 5 + 2, and of the one held out."""
-    groups = [Group(two_peaks, latents(5)), Group(two_peaks, latents(2))]
-    wanted = {"all": None, "held out": held_out(groups), "one at a time": None}
-    sizes = {"one at a time": 1}
-    return {
-        name: [batch.numbers.tolist() for batch in micro_batches(groups, sizes.get(name), only)]
-        for name, only in wanted.items()
+    whole, one_at_a_time = Latents(groups((5,), (2,))), Latents(groups((5,), (2,)), 1)
+    shared = {
+        "all": whole.batches(),
+        "held out": whole.batches(whole.held_out),
+        "one at a time": one_at_a_time.batches(),
     }
+    return {name: [batch.numbers.tolist() for batch in batches] for name, batches in shared.items()}
 
 
 def not_a_number_on_the_last_rank() -> None:
@@ -81,27 +86,35 @@ def not_a_number_on_the_last_rank() -> None:
         asked += 1
         return two_peaks(x, sigma) * (float("nan") if last and asked > 2 else 1)
 
-    distill(model, latents(4), karras(4))
+    distill(run_teacher(Latents.of(model, latents(4)), karras(4)), karras(4))
 
 
-def signal_to_the_last_rank() -> None:
-    """As Ctrl-C or the end of another rank brings it, amid an evaluation of the refinement."""
+def signal_to_the_last_rank(best: list[LambdaRow]) -> None:
+    """As Ctrl-C or the end of another rank brings it, amid an evaluation of the refinement.
+
+    Args:
+        best: gets the best row that was found by then.
+    """
     last = rank_and_size()[0] == rank_and_size()[1] - 1
     with signals_wait() as stop_if_asked:
 
         def model(x: Tensor, sigma: Tensor) -> Tensor:
-            if last and told == "refining":
+            if last and stage == "refining":
                 os.kill(os.getpid(), signal.SIGINT)
             return two_peaks(x, sigma)
 
         def tell(p: Progress) -> None:
-            nonlocal told
-            told = p.stage
+            nonlocal stage
+            stage = p.stage
             stop_if_asked()
 
-        told = ""
-        row = distill(model, latents(4), karras(4))
-        refine(model, latents(4), row, progress=tell)
+        stage = ""
+        targets = run_teacher(Latents.of(model, latents(4)), karras(4))
+        refinement = Refinement(targets, distill(targets, karras(4)))
+        try:
+            refinement.run(tell)
+        finally:
+            best.append(refinement.best)
 
 
 def ending_of(work: Callable[[], None]) -> list[str]:
@@ -110,8 +123,7 @@ def ending_of(work: Callable[[], None]) -> list[str]:
         with failing_together():
             work()
     except BaseException as error:
-        kept = getattr(error, "best_row", None)
-        return [type(error).__name__, str(error), kept and kept.label]
+        return [type(error).__name__, str(error)]
     return []
 
 
@@ -119,14 +131,17 @@ def main(folder: Path) -> None:
     """On every rank."""
     with process_group():
         rank, size = rank_and_size()
+        best: list[LambdaRow] = []
         found = {
             "size": size,
             "gathered": gathered(),
             "sum": float(sum_over_ranks(rank + 0.1)),
             "shares": shares(),
             "rows": [as_json(row) for row in fitted()],
+            "told": list(told),
             "nan": ending_of(not_a_number_on_the_last_rank),
-            "signal": ending_of(signal_to_the_last_rank),
+            "signal": ending_of(lambda: signal_to_the_last_rank(best)),
+            "best after that": [as_json(row) for row in best],
             "rows after that": [as_json(row) for row in fitted(micro_batch=1)],
         }
         (folder / f"{rank}.json").write_text(json.dumps(found))

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.comfyui import REPOSITORY
+from tests.import_comfyui import REPOSITORY
 
 PACK = "dode-nodes"
 PACK_CONTENTS = ("__init__.py", "dode_nodes", "example_workflows", "lambdas", "locales", "web")

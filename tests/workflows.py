@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.comfyui import REPOSITORY
+from tests.import_comfyui import REPOSITORY
 
 Json = dict[str, Any]
 

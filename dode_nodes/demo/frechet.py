@@ -69,7 +69,8 @@ def _distance(mean_a: Tensor, covariance_a: Tensor, mean_b: Tensor, covariance_b
 def _root(matrix: Tensor) -> Tensor:
     """The square root of a symmetric positive semidefinite matrix."""
     values, vectors = torch.linalg.eigh(matrix)
-    return vectors * values.clamp(min=0).sqrt() @ vectors.T
+    root: Tensor = vectors * values.clamp(min=0).sqrt() @ vectors.T
+    return root
 
 
 @functools.cache

@@ -22,9 +22,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from ..denoiser import Denoiser, over_latent
 from ..errors import DodeError
-from ..schedules import NoiseSchedule
+from ..sampling.denoiser import Denoiser, over_latent
+from ..sampling.schedules import NoiseSchedule
 from .networks import LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet
 
 KINDS = ("eps", "flow")
@@ -101,7 +101,8 @@ class DemoModel:
         sigma_x = over_latent(sigma, x)
         network_input = x / (sigma_x**2 + 1).sqrt() if self.kind == "eps" else x
         output = self.network(network_input.to(self.network.dtype), self.timestep(sigma), labels)
-        return x - sigma_x * output.to(x.dtype)
+        denoised: Tensor = x - sigma_x * output.to(x.dtype)
+        return denoised
 
     def timestep(self, sigma: Tensor) -> Tensor:
         """The network's timestep at sigma, (B,), without the host's rounding, so that D is continuous in σ.

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -49,8 +50,8 @@ class DigitUNet(nn.Module):
         # At high σ the answer is nearly the input itself, which the normalisations inside cannot pass on.
         self.input_gain = nn.Linear(_EMBEDDING, LATENT_CHANNELS)
         for last in (self.leave[-1], self.input_gain):
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,7 +79,8 @@ class DigitUNet(nn.Module):
         h = torch.cat([h, skip], dim=1)
         for block in self.decoder:
             h = block(h, embedding)
-        return self.leave(h) + self.input_gain(embedding)[:, :, None, None] * x
+        prediction: Tensor = self.leave(h) + self.input_gain(embedding)[:, :, None, None] * x
+        return prediction
 
 
 class TimestepEmbedding(nn.Module):
@@ -96,7 +98,8 @@ class TimestepEmbedding(nn.Module):
         )
         angles = timesteps[:, None] * exponents.exp()
         waves = torch.cat([angles.sin(), angles.cos()], dim=1)
-        return self.layers(waves.to(self.layers[0].weight.dtype))
+        embedding: Tensor = self.layers(waves.to(next(self.layers.parameters()).dtype))
+        return embedding
 
 
 class ResidualBlock(nn.Module):
@@ -116,7 +119,8 @@ class ResidualBlock(nn.Module):
         h = self.convolution_1(functional.silu(self.norm_1(x)))
         scale, shift = self.film(functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
         h = self.convolution_2(functional.silu(self.norm_2(h) * (1 + scale) + shift))
-        return self.skip(x) + h
+        sum_of_both: Tensor = self.skip(x) + h
+        return sum_of_both
 
 
 class SelfAttention(nn.Module):
@@ -130,11 +134,12 @@ class SelfAttention(nn.Module):
         self.out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
-        q, k, v = qkv.transpose(-1, -2).unbind(1)
-        h = functional.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
-        return x + self.out(h.reshape(x.shape))
+        split = "b (qkv heads c) y x -> qkv b heads (y x) c"
+        q, k, v = rearrange(self.qkv(self.norm(x)), split, qkv=3, heads=self.heads)
+        h = functional.scaled_dot_product_attention(q, k, v)
+        joined = rearrange(h, "b heads (y x) c -> b (heads c) y x", y=x.shape[2])
+        attended: Tensor = x + self.out(joined)
+        return attended
 
 
 class DigitClassifier(nn.Module):
@@ -159,13 +164,17 @@ class DigitClassifier(nn.Module):
             nn.SiLU(),
         )
         self.head = nn.Linear(FEATURES, CLASSES)
+        self.real_mean: Tensor
+        self.real_covariance: Tensor
         self.register_buffer("real_mean", torch.zeros(FEATURES))
         self.register_buffer("real_covariance", torch.eye(FEATURES))
 
     def features(self, images: Tensor) -> Tensor:
         """(B, 64), the layer before the last, of images (B, 1, 16, 16) in [0, 1]."""
-        return self.body(images)
+        features: Tensor = self.body(images)
+        return features
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (B, 10), of images (B, 1, 16, 16) in [0, 1]."""
-        return self.head(self.features(images))
+        logits: Tensor = self.head(self.features(images))
+        return logits

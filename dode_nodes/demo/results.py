@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
@@ -15,18 +15,12 @@ import numpy as np
 import torch
 
 from .. import __version__
-from ..describe import columns, number, percent, table_json
 from ..errors import DodeError
-from ..plots import (
-    Block,
-    Curve,
-    Panel,
-    PictureRow,
-    error_against_evaluations_figure,
-    lambda_figure,
-    picture_grid,
-)
-from .demo import Demo, Result, Trial
+from ..tables import safefile
+from ..tables.describe import columns, number, percent, table_json
+from ..tables.picture_grid import Block, PictureRow, picture_grid
+from ..tables.plots import Curve, Panel, error_against_evaluations_figure, lambda_figure
+from .experiment import Demo, Result, Trial
 from .networks import CLASSES
 from .vae import decode_to_picture
 
@@ -74,7 +68,7 @@ def comparison_text(demo: Demo) -> str:
         "−penultimate: with one step more, and then without the last σ before 0.",
         f"{_reference(demo)}.",
     ]
-    lines = [("", "schedule", "stock", "D-ODE", "change", "closer")]
+    lines: list[Sequence[str]] = [("", "schedule", "stock", "D-ODE", "change", "closer")]
     for budget in demo.budgets:
         lines.append((f"{budget} evaluations", *[""] * 5))
         for pair in pairs(demo, budget):
@@ -161,12 +155,16 @@ def results_folder(folder: Path) -> Iterator[Path]:
     """A folder to write results into; they all appear in ``folder`` at the end, or none does.
 
     Raises:
-        DodeError: ``folder`` has results already.
-        OSError: it cannot be written to.
+        DodeError: ``folder`` has results already, or cannot be written.
     """
     _refuse_results(folder)
     made = not folder.exists()
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        safefile.try_writing(folder)
+    except OSError as error:
+        raise DodeError(
+            f"{folder} cannot be written ({error.strerror or error}): give another folder with --out"
+        ) from error
     try:
         with tempfile.TemporaryDirectory(dir=folder, prefix=".part-") as part:
             yield Path(part)

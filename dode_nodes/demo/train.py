@@ -16,7 +16,7 @@ from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm.auto import trange
 
-from .. import safefile
+from ..tables import safefile
 from .frechet import mean_and_covariance
 from .models import KINDS, noise_schedule
 from .networks import UNCONDITIONAL, DigitClassifier, DigitUNet
@@ -131,13 +131,13 @@ def optimise(network: nn.Module, loss: Callable[[], Tensor], steps: int) -> floa
     rate = torch.optim.lr_scheduler.OneCycleLR(
         optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
     )
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))
+    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))  # type: ignore[no-untyped-call]
     losses = []
     bar = trange(steps)
     for step in bar:
         current = loss()
         optimiser.zero_grad()
-        current.backward()
+        current.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimiser.step()
         rate.step()
@@ -166,6 +166,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     steps = options.steps or STEPS[options.network]
 
     torch.manual_seed(options.seed)
+    network: nn.Module
     if options.network == "classifier":
         network, facts = train_classifier(steps)
     else:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dode_nodes import solvers
+from dode_nodes.sampling import solvers
 
 COMPONENTS = torch.tensor([-1.0, 0.3, 1.2])
 VARIANCE = 0.04
@@ -28,12 +29,12 @@ def mixture_denoised(x: Tensor, sigma: Tensor, offset: float, flow: bool) -> Ten
 
 
 @pytest.fixture(scope="session")
-def pack(comfyui: ModuleType) -> Iterator[ModuleType]:
-    """``dode_nodes.hosts.comfy``, as after ComfyUI has called the entry point."""
-    import dode_nodes.hosts.comfy as host
+def pack(comfyui: ModuleType) -> Iterator[SimpleNamespace]:
+    """The nodes' classes by name, as after ComfyUI has called the entry point."""
+    from dode_nodes.hosts.comfy.extension import DodeExtension
 
-    host.DodeExtension()
-    yield host
+    nodes = asyncio.run(DodeExtension().get_node_list())
+    yield SimpleNamespace(**{node.__name__: node for node in nodes})
     solvers.use_host(None)
 
 
@@ -43,7 +44,7 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
     if "pack" not in request.fixturenames:
         yield
         return
-    from dode_nodes.hosts.comfy.samplers import host_sampler
+    from dode_nodes.hosts.comfy.host_samplers import host_sampler
 
     request.getfixturevalue("pack")
     solvers.use_host(host_sampler)
@@ -53,7 +54,7 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 @pytest.fixture
-def make_model(pack: ModuleType) -> Callable[..., Any]:
+def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
     """``make_model("EPS" | "V_PREDICTION" | "FLOW", channels=4, on_call=None)`` -> a ModelPatcher."""
     import comfy.latent_formats
     import comfy.model_base
@@ -99,21 +100,23 @@ def make_model(pack: ModuleType) -> Callable[..., Any]:
 
 
 @pytest.fixture
-def run_node(pack: ModuleType) -> Callable[..., tuple[Any, ...]]:
+def run_node(pack: SimpleNamespace) -> Callable[..., tuple[Any, ...]]:
     """``run_node(NodeClass, **inputs)`` -> its outputs, called as ComfyUI calls it."""
 
+    from comfy_api.latest import io
+
     def run(node: Any, **inputs: Any) -> tuple[Any, ...]:
-        return node.PREPARE_CLASS_CLONE({"unique_id": "7"}).EXECUTE_NORMALIZED(**inputs).args
+        return node.PREPARE_CLASS_CLONE({io.Hidden.unique_id: "7"}).EXECUTE_NORMALIZED(**inputs).args
 
     return run
 
 
 @pytest.fixture
-def lambdas_folder(pack: ModuleType, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
+def lambdas_folder(pack: SimpleNamespace, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty folder that tables are saved to."""
-    from dode_nodes.hosts.comfy import tables
+    from dode_nodes.hosts.comfy import table_files
 
-    monkeypatch.setattr(tables, "save_folder", lambda: tmp_path)
+    monkeypatch.setattr(table_files, "save_folder", lambda: tmp_path)
     return tmp_path
 
 

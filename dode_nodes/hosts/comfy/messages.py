@@ -6,13 +6,16 @@ import logging
 import sys
 from collections.abc import Iterable
 
+_AS_TEXT = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
+"""ComfyUI's front-end shows progress text as HTML, and a table's words may be a stranger's."""
+
 
 def show_text(node_id: str | None, text: str) -> None:
-    """Show a line on a node."""
+    """Show a line on a node, as text: nothing in it is markup."""
     module = sys.modules.get("server")  # not loaded where ComfyUI is used as a library
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text, node_id)
+        server.send_progress_text(text.translate(_AS_TEXT), node_id)
 
 
 def remark(node_id: str | None, remarks: Iterable[str]) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 
-from dode_nodes.hosts.comfyui import find_comfyui
+from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests import browser
 from tests.checkpoints import write_sd15
+from tests.hosts.comfy.node_calls import NodeCalls
 from tests.server import ComfyServer
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
@@ -24,6 +27,45 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     terminalreporter.write_line("found: " + "; ".join(f"{name}: {what}" for name, what in found.items()))
+
+
+@pytest.fixture
+def drawn(pack: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that nodes show. Where a test does not ask for them, they are made but not drawn: that is slow."""
+    from dode_nodes.hosts.comfy import pictures
+
+    figures: list[Any] = []
+    render = pictures._rendered
+    monkeypatch.setattr(pictures, "_rendered", lambda figure: figures.append(figure) or render(figure))
+    return figures
+
+
+@pytest.fixture
+def dode(
+    request: pytest.FixtureRequest,
+    run_node: Any,
+    pack: SimpleNamespace,
+    inputs: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+) -> NodeCalls:
+    """The nodes; they save to ``lambdas_folder``."""
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(
+            "dode_nodes.hosts.comfy.pictures._rendered", lambda figure: torch.zeros(1, 8, 8, 3)
+        )
+    return NodeCalls(run_node, pack, inputs)
+
+
+@pytest.fixture
+def on_the_node(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of text that are sent to the front end, as they are sent."""
+    lines: list[str] = []
+    server = ModuleType("server")
+    server.PromptServer = SimpleNamespace(
+        instance=SimpleNamespace(send_progress_text=lambda text, node_id: lines.append(text))
+    )
+    monkeypatch.setitem(sys.modules, "server", server)
+    return lines
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from dode_nodes.hosts.comfyui import find_comfyui
-from tests.comfyui import REPOSITORY, import_comfyui
+from dode_nodes.hosts.comfy.launch import find_comfyui
+from tests.import_comfyui import REPOSITORY, import_comfyui
 
 LOCALES = REPOSITORY / "locales"
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from PIL import Image
 
-from dode_nodes.hosts.comfyui import find_comfyui
+from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.browser import node_environment
-from tests.comfyui import REPOSITORY
+from tests.import_comfyui import REPOSITORY
 from tests.server import ComfyServer, errors_of
 
 DIGITS = (2, 3, 5, 8)

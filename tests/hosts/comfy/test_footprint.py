@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from dode_nodes.hosts.comfyui import find_comfyui
+from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.server import install_pack
 
 pytestmark = pytest.mark.comfyui

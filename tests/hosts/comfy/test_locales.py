@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.comfyui import REPOSITORY
+from tests.import_comfyui import REPOSITORY
 from tests.hosts.comfy.locales import english, read
 
 pytestmark = pytest.mark.comfyui

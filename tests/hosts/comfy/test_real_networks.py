@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from dode_nodes.groups import root_mean_square
+from dode_nodes.fit.latents import root_mean_square
 
 pytestmark = pytest.mark.comfyui
 

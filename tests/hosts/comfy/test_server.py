@@ -15,7 +15,7 @@ from PIL import Image
 
 from dode_nodes import LambdaTable, sample_dode
 from dode_nodes.demo.models import load_demo_model
-from dode_nodes.table import end_error
+from dode_nodes.tables.table import end_error
 from tests.server import PACK, ComfyServer, errors_of
 from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
 
@@ -126,7 +126,7 @@ def test_example_runs_and_shows_pictures(name, server, object_info):
 
 
 def test_examples_are_those_of_the_readme_with_thumbnails():
-    from tests.comfyui import REPOSITORY
+    from tests.import_comfyui import REPOSITORY
 
     assert [name[0] for name in NAMES] == ["1", "2", "3", "4", "5"]
     for name in NAMES:

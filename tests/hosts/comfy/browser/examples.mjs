@@ -46,11 +46,11 @@ const firstSteps = {
 Nothing to download: a small model of handwritten digits comes with the pack.
 
 1. Press **Run**.
-2. **Distill λ** lets a slow, exact sampler and a fast one draw the same noises, finds the numbers λ that bring the fast one closest, and saves them as a *λ table*. With a **refine_budget** it then fits all the numbers of the fast sampler together.
-3. **Compare** draws new noises with the plain fast sampler, with λ, and with the slow one.
-4. **KSampler (D-ODE)** draws with λ, at the fast sampler's cost.
+2. **Distill λ** runs a slow, exact sampler and a fast one on the same noises. It finds the numbers λ that bring the fast one closest and saves them as a *λ table*. With a **refine_budget**, it then fits all numbers of the fast sampler together.
+3. **Compare** starts from new noises and samples with the plain fast sampler, with the table, and with the slow one.
+4. **KSampler (D-ODE)** samples with the table. It costs no more than the fast sampler.
 
-Press Run again: Distill λ keeps its result until you change one of its inputs.`,
+When you press Run again, Distill λ keeps its result until you change one of its inputs.`,
     ),
     demo: demo([0, 370]),
     latent: emptyLatent([0, 590], 64, 1),
@@ -96,12 +96,12 @@ const forYourCheckpoint = {
 
 1. Choose your checkpoint (SD 1.5 or SDXL) and set the size you sample at: 512 for SD 1.5, 1024 for SDXL.
 2. Set **cfg** to what you sample with, in both nodes.
-3. Write prompts like yours. Each takes an equal share of the noises, so that λ is not fitted to one picture.
+3. Write prompts like those you use. All get an equal share of the noises, so that λ is not fitted to a single picture.
 4. Name the table under **save_name** and press **Run**.
 
-It takes about as long as 16 pictures of 180 steps, once for this checkpoint. With a **refine_budget** of 4 it takes three to five times that, and gains most: start from the **scheduler** beta, and with one number of **steps** at a time if you can.
+This takes about as long as 16 pictures of 225 steps, and you do it once for this checkpoint. With a **refine_budget** of 4 it takes three to four times that, and it gains the most. Then set the **scheduler** to beta and use one number of **steps** at a time if you can.
 
-The table is then in **Load λ table** (press R to refresh): see the example *3_sample_with_a_table*.`,
+You then find the table in **Load λ table** (press R to refresh). The example *3_sample_with_a_table* shows how to use it.`,
     ),
     checkpoint: {
       type: "CheckpointLoaderSimple",
@@ -146,13 +146,13 @@ const withATable = {
       [300, 280],
       `## Sample with a table
 
-Three ways to use a λ table. They give the same pictures: every row of the result is one of them. Press **Run**, and take the one that fits your graph.
+There are three ways to use a λ table, and all give the same pictures: each row of the result shows one way. Press **Run**, then use the way that fits your graph.
 
 - **KSampler (D-ODE)** in place of a KSampler;
 - **Apply λ to model** before a KSampler that has the table's sampler, scheduler and steps;
 - **D-ODE sampler** and **D-ODE sigmas** for SamplerCustomAdvanced.
 
-For your own model: its loader in place of the demo model, and its table in Load λ table. The example *2_distil_for_your_checkpoint* makes one.`,
+For your own model, replace the demo model with its loader and choose its table in Load λ table. The example *2_distil_for_your_checkpoint* makes one.`,
     ),
     demo: demo([0, 390], "eps", 8),
     table: load([0, 610], "demo_eps.safetensors"),
@@ -203,11 +203,11 @@ const imageToImage = {
       [300, 240],
       `## img2img
 
-The first KSampler draws sevens. The second one takes those pictures, adds noise and draws nines over them: **denoise** says how much may change. Press **Run**.
+Press **Run**. The first KSampler draws sevens. The second one adds noise to those pictures and draws nines over them. **denoise** sets how much may change.
 
-With a table, denoise runs the last *round(steps × denoise)* of the table's steps: 0.6 of 10 steps is 6. Take a row of many steps, so that enough of them are left.
+With a table, denoise runs the last *round(steps × denoise)* of the table's steps: 0.6 of 10 steps is 6. Choose a row with many steps, so that enough of them are run.
 
-With your own model: Load Image and VAE Encode in place of the first KSampler, and a table made for the model.`,
+For your own model, use Load Image and VAE Encode in place of the first KSampler, and a table made for that model.`,
     ),
     demo: demo([0, 360], "eps", 7),
     nine: demo([0, 580], "eps", 9),
@@ -245,11 +245,11 @@ const flowModel = {
       [300, 250],
       `## A flow model
 
-SD3, Flux and other flow models are distilled and sampled as the others, with a scheduler made for them: **simple** or **beta** in place of karras. Press **Run**.
+SD3, Flux and other flow models work like the others. Use a scheduler made for them: **simple** or **beta** in place of karras. Press **Run**.
 
-Left: the plain sampler, and the same one with λ, from the same noise at the same cost. Right: both against the slow sampler, and what is in the table.
+On the left are the plain sampler and the same one with λ, from the same noise at the same cost. On the right, both are compared with the slow sampler, and you see what is in the table.
 
-With your own model: its loader and its ModelSampling node (a table belongs to one **shift**), its cfg, an empty latent of its kind, and a table distilled with them.`,
+For your own model, use its loader, its ModelSampling node, its cfg and its kind of empty latent, and a table distilled with all of them. A table belongs to one **shift**.`,
     ),
     demo: demo([0, 360], "flow", 5),
     table: load([0, 580], "demo_flow.safetensors"),

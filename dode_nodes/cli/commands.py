@@ -1,0 +1,170 @@
+"""The command line: ``python -m dode_nodes demo``, ``distill``, ``show`` and ``validate``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+from ..errors import DodeError, TableError
+from ..fit.ranks import RankFailed, is_first_rank
+from ..tables.describe import summary_text, table_json, table_text
+from ..tables.figures import matplotlib_figure
+from ..tables.table import LambdaTable
+from . import make_table
+from .bar import Bar
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+        The exit status: 0; 1 where ``validate`` found a bad file; 2 for an error; 130 after Ctrl-C.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(arguments)
+    options.command = shlex.join(["python", "-m", "dode_nodes", *arguments])
+    try:
+        with _termination_interrupts():
+            status: int = options.run(options)
+        sys.stdout.flush()
+    except BrokenPipeError:  # the reader has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except (DodeError, RankFailed) as error:
+        _complain(f"error: {error}")
+        return 2
+    except OSError as error:
+        _complain(f"error: {_in_words(error)}")
+        return 2
+    except KeyboardInterrupt as interrupt:
+        _complain(f"interrupted: {str(interrupt) or 'nothing was written'}")
+        return 130
+    return status
+
+
+@contextmanager
+def _termination_interrupts() -> Iterator[None]:
+    """SIGTERM ends the work as Ctrl-C does, so that it cleans up. Only a main thread can ask for that."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _in_words(error: OSError) -> str:
+    """The file, where there is one, and the reason, without its number."""
+    return ": ".join(str(part) for part in (error.filename, error.strerror or error) if part)
+
+
+def _complain(text: str) -> None:
+    """On standard error; of several ranks, which fail together, one does."""
+    if is_first_rank():
+        print(text, file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dode_nodes",
+        description="D-ODE solvers: few-step samplers, distilled from many-step ones.",
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    demo = commands.add_parser(
+        "demo",
+        help="distil solvers for a demo model, and compare them with stock solvers",
+        description="Distils λ for a small demo model of digits, samples with it, and compares the D-ODE solvers "
+        "with the stock ones at equal network evaluations. Takes about two minutes on two CPU cores. Writes a λ "
+        "table, pictures and demo.json. Nothing is overwritten: if the folder has results already, the command "
+        "stops before any work.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    demo.add_argument(
+        "--out", type=Path, default=Path("dode-demo"), metavar="DIR", help="folder for the results"
+    )
+    demo.add_argument("--model", choices=("eps", "flow"), default="eps",
+                      help="eps predicts noise, like Stable Diffusion; flow is a rectified flow, like SD3 "
+                      "and FLUX")  # fmt: skip
+    demo.add_argument("--steps", type=int, nargs="+", default=[5, 8, 10], metavar="N",
+                      help="network evaluations per picture")  # fmt: skip
+    demo.add_argument("--cfg", type=float, default=2.0, help="classifier-free guidance scale")
+    demo.add_argument("--seed", type=int, default=0, help="seed of the initial noise")
+    demo.set_defaults(run=_demo)
+
+    distill = commands.add_parser(
+        "distill",
+        help="distil a λ table for a model or a checkpoint",
+        description="Runs a many-step teacher once and fits few-step solvers to it: first λ, then, within "
+        "--refine-budget, all numbers of the solver together. Says what it may cost before it starts. If you "
+        "interrupt it, it saves what it found as FILE-partial. For several GPUs or processes: torchrun "
+        "--nproc-per-node 2 -m dode_nodes distill …",
+    )
+    make_table.add_options(distill)
+
+    show = commands.add_parser("show", help="print a λ table")
+    show.add_argument("file", type=Path, metavar="FILE", help="a λ table, .safetensors")
+    show.add_argument("--json", action="store_true", help="print JSON, for programs")
+    show.set_defaults(run=_show)
+
+    validate = commands.add_parser("validate", help="check λ tables; the exit status is 1 if one is bad")
+    validate.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a λ table, .safetensors")
+    validate.set_defaults(run=_validate)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    from ..demo.experiment import check_settings, run_demo
+    from ..demo.models import load_demo_model
+    from ..demo.results import comparison_text, results_folder, write_results
+
+    check_settings(options.steps, options.cfg, options.seed)
+    matplotlib_figure()  # raises now, not after a minute's work, where it is missing
+    begun = time.monotonic()
+    with results_folder(options.out) as folder:
+        with Bar() as bar:
+            bar.begin()
+            model = load_demo_model(options.model)
+            demo = run_demo(model, options.steps, cfg=options.cfg, seed=options.seed, progress=bar)
+        seconds = time.monotonic() - begun
+        write_results(demo, folder, command=options.command, seconds=seconds)
+    print(summary_text(demo.table.rows), comparison_text(demo), sep="\n\n")
+    print(f"\n{seconds:.0f} s. Pictures and numbers: {options.out}")
+    return 0
+
+
+def _show(options: argparse.Namespace) -> int:
+    table = LambdaTable.load(options.file)
+    if options.json:
+        print(json.dumps(table_json(table), indent=1, allow_nan=False))
+    else:
+        print(table_text(table))
+    return 0
+
+
+def _validate(options: argparse.Namespace) -> int:
+    bad = 0
+    for file in options.files:
+        try:
+            rows = len(LambdaTable.load(file).rows)
+            print(f"{file}: OK, {rows} row{'s' if rows > 1 else ''}")
+        except TableError as error:
+            print(error)
+            bad += 1
+    return 1 if bad else 0

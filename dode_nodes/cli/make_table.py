@@ -1,0 +1,227 @@
+"""``python -m dode_nodes distill``: a λ table for an embedded model or a checkpoint, without a graph.
+
+Under ``torchrun`` every rank does the same, on a share of the latents; the first prints and writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from ..demo.experiment import STUDENT_SCHEDULE, check_settings, demo_latents, seeds_to_fit
+from ..demo.models import KINDS, load_demo_model
+from ..errors import DodeError
+from ..fit.pipeline import Pipeline, Recipe
+from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
+from ..fit.teacher import Teacher
+from ..sampling.schedules import make_sigmas
+from ..tables.describe import summary_text
+from ..tables.row import PREDICTIONS
+from ..tables.safefile import free_path
+from ..tables.table import LambdaTable
+from .bar import Bar
+
+if TYPE_CHECKING:
+    from ..hosts.comfy.job import Distillation
+
+AUTO = "auto"
+_EMBEDDED_CFG, _CHECKPOINT_CFG = 2.0, 7.0
+_MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
+
+
+class Work(Protocol):
+    """A distillation that can be ended at any time."""
+
+    def run(self) -> object:
+        """All of it."""
+
+    def table(self) -> LambdaTable | None:
+        """What has been found so far; None where that is nothing."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options. None where the default depends on the model."""
+    model = parser.add_argument_group("what to distil for")
+    which = model.add_mutually_exclusive_group()
+    which.add_argument("--model", choices=KINDS, default="eps",
+                       help="a demo model of digits: eps predicts noise, like Stable Diffusion; flow is a "
+                       "rectified flow, like SD3 and FLUX (default: %(default)s)")  # fmt: skip
+    which.add_argument("--checkpoint", type=Path, metavar="FILE",
+                       help="a .safetensors checkpoint with its text encoder; needs ComfyUI: at $COMFYUI_PATH, the one "
+                       "this pack is installed in, or ~/comfy/ComfyUI")  # fmt: skip
+    model.add_argument("--prompt", action="append", metavar="TEXT",
+                       help="with --checkpoint: a prompt like those you use; repeat it to give several, which get "
+                       "equal shares of the latents")  # fmt: skip
+    model.add_argument("--negative", metavar="TEXT",
+                       help="with --checkpoint: the negative prompt (default: empty)")  # fmt: skip
+    model.add_argument("--size", type=_size, metavar="WxH",
+                       help="with --checkpoint: the size you will sample at, in pixels (default: 512x512)")  # fmt: skip
+    model.add_argument("--cfg", type=float,
+                       help="the classifier-free guidance scale you will sample with "
+                       f"(default: {_EMBEDDED_CFG:g}; {_CHECKPOINT_CFG:g} for a checkpoint)")  # fmt: skip
+
+    student = parser.add_argument_group("the few-step solver")
+    student.add_argument("--steps", type=int, nargs="+", default=[5, 8], metavar="N",
+                         help="steps per picture; the teacher runs only once for all of them (default: 5 8)")  # fmt: skip
+    student.add_argument("--solver", default="euler",
+                         help="the deterministic sampler to improve (default: %(default)s)")  # fmt: skip
+    student.add_argument("--schedule",
+                         help="its σ schedule, by ComfyUI's scheduler names "
+                         "(default: karras; simple for a flow model)")  # fmt: skip
+    student.add_argument("--prediction", choices=(AUTO, *PREDICTIONS), default=AUTO,
+                         help="what λ corrects; auto tries both and keeps the one with the smaller held-out error "
+                         "(default: %(default)s)")  # fmt: skip
+
+    fit = parser.add_argument_group("the fit")
+    fit.add_argument("--latents", type=int, default=32, metavar="N",
+                     help="noises to distil on; a quarter of them is held out to check λ "
+                     "(default: %(default)s)")  # fmt: skip
+    fit.add_argument("--seed", type=int, default=0, help="seed of the noises (default: %(default)s)")
+    fit.add_argument("--teacher", default="dpmpp_2m", metavar="SOLVER",
+                     help="the sampler to follow (default: %(default)s)")  # fmt: skip
+    fit.add_argument("--scale", type=int, default=10, metavar="C",
+                     help="teacher steps per step of the few-step solver (default: %(default)s)")  # fmt: skip
+    fit.add_argument("--refine-budget", type=float, default=4.0, metavar="X",
+                     help="what the refinement may cost, as a multiple of the teacher's cost; 0 for λ alone "
+                     "(default: %(default)s)")  # fmt: skip
+    fit.add_argument("--micro-batch", type=int, metavar="N",
+                     help="latents to evaluate at once; does not change the table "
+                     f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory)")  # fmt: skip
+    parser.add_argument("--out", type=Path, default=Path("lambda.safetensors"), metavar="FILE",
+                        help="the λ table to write; must not exist yet (default: %(default)s)")  # fmt: skip
+    parser.set_defaults(run=distil)
+
+
+def _size(text: str) -> tuple[int, int]:
+    """Width and height."""
+    try:
+        width, height = map(int, text.lower().replace("×", "x").split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"write the size as 512x512, not '{text}'") from None
+    return width, height
+
+
+def distil(options: argparse.Namespace) -> int:
+    """Find a table, save it, show it.
+
+    Raises:
+        DodeError, RankFailed: something is wrong with the options, the model or its answers.
+        KeyboardInterrupt: says where it has left what was found.
+    """
+    with process_group(), signals_wait() as stop_if_asked, torch.inference_mode():
+        table = _found(options, stop_if_asked)
+        if table is not None and is_first_rank():
+            path = table.save(free_path(options.out))  # taken meanwhile: not a reason to lose the work
+            print(f"{summary_text(table.rows)}\n\nThe table: {path}")
+    return 0
+
+
+def _found(options: argparse.Namespace, stop_if_asked: Callable[[], None]) -> LambdaTable | None:
+    """The whole table. Ended early, it is left as far as it has come."""
+    work: Work | None = None
+    try:
+        with failing_together(), Bar(stop_if_asked) as bar:
+            if is_first_rank():
+                LambdaTable.check_new(options.out)
+            work = _work(options, bar)
+            work.run()
+        return work.table()
+    except BaseException as error:
+        table = None if work is None else work.table()
+        if table is None or not is_first_rank():
+            raise
+        out = options.out
+        where = f"what was found is in {table.save(free_path(out.with_stem(f'{out.stem}-partial')))}"
+        if isinstance(error, KeyboardInterrupt):
+            raise KeyboardInterrupt(where) from error
+        print(where, file=sys.stderr)
+        raise
+
+
+def _work(options: argparse.Namespace, bar: Bar) -> Work:
+    """What the options ask for; as far as can be seen from here they are in order.
+
+    Raises:
+        DodeError: they are not; before any evaluation.
+    """
+    if options.cfg is None:
+        options.cfg = _EMBEDDED_CFG if options.checkpoint is None else _CHECKPOINT_CFG
+    options.steps = list(dict.fromkeys(options.steps))
+    check_settings(options.steps, options.cfg, options.seed)
+    if options.latents < 2:
+        raise DodeError(
+            f"set --latents to at least 2, one to fit and one to check on; it is {options.latents}"
+        )
+    if options.micro_batch is not None and options.micro_batch < 1:
+        raise DodeError(f"set --micro-batch to at least 1; it is {options.micro_batch}")
+    recipe = Recipe(
+        solvers=[options.solver],
+        predictions=PREDICTIONS if options.prediction == AUTO else [options.prediction],
+        teacher=Teacher(options.teacher, options.scale),
+        refine_budget=options.refine_budget,
+        settings={"cfg": options.cfg, "seed": options.seed},
+    )
+    if options.checkpoint is not None:
+        return _of_checkpoint(options, recipe, bar)
+    if any(value is not None for value in (options.prompt, options.negative, options.size)):
+        raise DodeError(
+            "use --prompt, --negative and --size only with --checkpoint: the demo models draw digits and take no prompt"
+        )
+    return Embedded(options, recipe, bar)
+
+
+def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Distillation:
+    if not options.prompt:
+        raise DodeError("give at least one --prompt with --checkpoint, like those you will use")
+    if options.checkpoint.suffix not in (".safetensors", ".sft"):
+        raise DodeError(
+            f"give a .safetensors file, not {options.checkpoint}: other formats can run code when they are loaded"
+        )
+    if not options.checkpoint.is_file():
+        raise DodeError(f"there is no file {options.checkpoint}")
+    from ..hosts.comfy.launch import start_comfyui
+
+    start_comfyui()
+    from ..hosts.comfy.checkpoint import distillation  # now that there is a comfy to import
+
+    return distillation(options, recipe, bar)
+
+
+class Embedded:
+    """The distillation for an embedded model."""
+
+    def __init__(self, options: argparse.Namespace, recipe: Recipe, bar: Bar) -> None:
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
+        model = load_demo_model(options.model, device=device)
+        schedule = options.schedule or STUDENT_SCHEDULE[model.kind]
+        recipe = replace(
+            recipe,
+            teacher=replace(recipe.teacher, flow=model.kind == "flow"),
+            settings=dict(recipe.settings) | {"schedule": schedule},
+        )
+        latents = demo_latents(
+            model,
+            options.cfg,
+            seeds_to_fit(options.seed, options.latents),
+            options.micro_batch or _MICRO_BATCH,
+        )
+        schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]
+        self._bar = bar
+        self._facts = {"name": "embedded digits", "kind": model.kind}
+        self._pipeline = Pipeline(latents, schedules, recipe)
+
+    def run(self) -> None:
+        """All of it."""
+        self._bar.begin(str(self._pipeline.cost), *self._pipeline.remarks)
+        self._pipeline.run(self._bar)
+
+    def table(self) -> LambdaTable | None:
+        """What has been found so far."""
+        found = self._pipeline.found
+        return LambdaTable(found, model=self._facts) if found else None

@@ -1,0 +1,103 @@
+"""How far a long piece of work is, however many parts it has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import TracebackType
+
+from torch import Tensor
+
+
+class Progress:
+    """A piece of work, counted in network evaluations of one latent each.
+
+    The total is an upper bound. It is known from the start and only shrinks, when a part ends that did not
+    need all of its share. What ``tell`` raises ends the work: that is how it is cancelled.
+
+    Args:
+        total: evaluations at most.
+        tell: called with the whole after every evaluation.
+
+    Attributes:
+        stage: what the evaluations are for at present.
+        denoised: the network's last output, for a preview; None before there is one.
+    """
+
+    def __init__(self, total: int, tell: Tell | None = None) -> None:
+        self.stage = ""
+        self.denoised: Tensor | None = None
+        self._total = total
+        self._done = 0.0  # of all ranks, as far as this one can tell
+        self._tell = tell
+        self._whole: Progress | None = None
+
+    @classmethod
+    def of(cls, progress: Progress | Tell | None, total: int) -> Progress:
+        """The work of a function that knows its total: its caller's share for it, or a whole of its own.
+
+        Args:
+            progress: a part that was planned for it; or what is to be told; or nothing.
+            total: evaluations at most.
+
+        Raises:
+            ValueError: the share is too small, a mistake of the plan.
+        """
+        if not isinstance(progress, Progress):
+            return cls(total, progress)
+        if total > progress._total:
+            raise ValueError(f"{total} evaluations were planned as {progress._total}")
+        progress._shrink_to(total)
+        return progress
+
+    @property
+    def total(self) -> int:
+        """Evaluations at most, those done included."""
+        return self._total
+
+    @property
+    def done(self) -> int:
+        """Evaluations so far."""
+        return min(round(self._done), self._total)
+
+    def split(self, *totals: int) -> list[Progress]:
+        """Parts of this work, with a share each.
+
+        Raises:
+            ValueError: they are more than the whole, a mistake of the plan.
+        """
+        if sum(totals) > self._total:
+            raise ValueError(f"parts of {totals} evaluations were planned as {self._total}")
+        parts = [Progress(total) for total in totals]
+        for part in parts:
+            part._whole = self
+        return parts
+
+    def advance(self, evaluations: float, stage: str, denoised: Tensor) -> None:
+        """Note evaluations, here and in all that this is a part of, and tell."""
+        self._done += evaluations
+        self.stage, self.denoised = stage, denoised
+        if self._whole is not None:
+            self._whole.advance(evaluations, stage, denoised)
+        if self._tell is not None:
+            self._tell(self)
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """The work is over: what it did not need is taken off every total."""
+        self._shrink_to(self.done)
+        if kind is None and self._tell is not None:
+            self._tell(self)
+
+    def _shrink_to(self, total: int) -> None:
+        unneeded = self._total - total
+        piece: Progress | None = self
+        while piece is not None:
+            piece._total -= unneeded
+            piece = piece._whole
+
+
+Tell = Callable[[Progress], None]

@@ -1,0 +1,89 @@
+"""A checkpoint for the command line: loaded, prompted and scheduled by ComfyUI, without its server."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import comfy.sample
+import comfy.samplers
+import comfy.sd
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+
+from ...errors import DodeError
+from ...fit.pipeline import Recipe
+from ...sampling.solvers import use_host
+from .host_samplers import host_sampler
+from .job import Distillation, Reporter, Request, schedule
+from .model_facts import is_flow
+from .prompts import Conditioning
+
+_SIZE = (512, 512)
+_PIXELS = 8  # per number of a latent, along a side
+
+
+def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter) -> Distillation:
+    """What the command's options ask for.
+
+    Raises:
+        DodeError: the checkpoint cannot be loaded or lacks something, or ComfyUI has no such size or schedule.
+    """
+    use_host(host_sampler)
+    latent = _empty_latent(*(options.size or _SIZE))
+    model, clip = _load(options.checkpoint)
+    scheduler = options.schedule or ("simple" if is_flow(model) else "karras")
+    if scheduler not in comfy.samplers.SCHEDULER_NAMES:
+        names = ", ".join(comfy.samplers.SCHEDULER_NAMES)
+        raise DodeError(f"no schedule is called '{scheduler}'; this ComfyUI has {names}")
+    *positives, negative = _encoded(clip, [*options.prompt, options.negative or ""])
+    return Distillation(
+        Request(
+            model=model,
+            conditionings=positives,
+            negative=negative,
+            cfg=options.cfg,
+            latent=comfy.sample.fix_empty_latent_channels(model, latent),
+            latents=options.latents,
+            seed=options.seed,
+            schedules=[schedule(model, options.solver, scheduler, steps) for steps in options.steps],
+            recipe=replace(recipe, settings=dict(recipe.settings) | {"scheduler": scheduler}),
+            micro_batch=options.micro_batch or 0,
+        ),
+        reporter,
+    )
+
+
+def _empty_latent(width: int, height: int) -> torch.Tensor:
+    """As the node 'Empty Latent Image' makes it, ``[1, 4, height/8, width/8]``."""
+    if min(width, height) < _PIXELS or width % _PIXELS or height % _PIXELS:
+        raise DodeError(f"the size must be in multiples of {_PIXELS} pixels, not {width}x{height}")
+    return torch.zeros(1, 4, height // _PIXELS, width // _PIXELS)
+
+
+def _load(checkpoint: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
+    """The model and its text encoder."""
+    embeddings = folder_paths.get_folder_paths("embeddings")
+    try:
+        model, clip, *_ = comfy.sd.load_checkpoint_guess_config(
+            str(checkpoint), output_vae=False, output_clip=True, embedding_directory=embeddings
+        )
+    except Exception as error:  # whatever a file of anybody's makes of ComfyUI's loaders
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise DodeError(f"{checkpoint}: ComfyUI cannot load it as a checkpoint: {reason}") from error
+    if model is None:
+        raise DodeError(f"{checkpoint}: ComfyUI finds no diffusion model in it")
+    if clip is None:
+        raise DodeError(
+            f"{checkpoint}: it has no text encoder, and prompts need one: give a full checkpoint, or use the node "
+            "'Distill λ' in ComfyUI with the loaders that you sample with"
+        )
+    return model, clip
+
+
+def _encoded(clip: comfy.sd.CLIP, texts: Sequence[str]) -> list[Conditioning]:
+    """As the node 'CLIP Text Encode' does."""
+    return [clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in texts]

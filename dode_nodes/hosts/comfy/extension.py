@@ -1,0 +1,36 @@
+"""The ComfyUI adapter: V3 nodes, thin over the library."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from ...sampling.solvers import use_host
+from . import table_files
+from .host_samplers import host_sampler
+from .nodes.compare import CompareSamplers
+from .nodes.demo_model import DemoModel
+from .nodes.distill_lambdas import DistillLambdas
+from .nodes.load_and_inspect import InspectLambdas, LoadLambdas
+from .nodes.sample_with_table import ApplyLambdas, DodeKSampler, DodeSampler, DodeSigmas
+
+
+class DodeExtension(ComfyExtension):
+    """The pack. Made when ComfyUI calls the entry point: only then is anything of ComfyUI's added to."""
+
+    def __init__(self) -> None:
+        table_files.register_folder()
+        use_host(host_sampler)
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        """The nodes; their ids are permanent."""
+        return [
+            DistillLambdas,
+            LoadLambdas,
+            InspectLambdas,
+            DodeSampler,
+            DodeSigmas,
+            DodeKSampler,
+            ApplyLambdas,
+            CompareSamplers,
+            DemoModel,
+        ]

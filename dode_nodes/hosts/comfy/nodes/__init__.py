@@ -1,0 +1,1 @@
+"""The nodes: thin, one module per group of them."""

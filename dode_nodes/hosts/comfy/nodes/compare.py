@@ -1,0 +1,141 @@
+"""The node that sets stock, D-ODE and teacher side by side."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.sample
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ....fit.latents import root_mean_square
+from ....tables.choice import part_for_steps
+from ....tables.picture_grid import comparison_figure
+from ....tables.table import LambdaTable
+from ..messages import remark
+from ..model_facts import check_model, is_flow
+from ..pictures import draw
+from ..prompts import Conditioning, check_empty, noise_per_latent
+from ..side_by_side import sample_all, stock_dode_teacher
+from .inputs import (
+    CATEGORY,
+    cfg_input,
+    conditioning_inputs,
+    filtered_solver,
+    seed_input,
+    solver_filter,
+    table_input,
+)
+
+
+class CompareSamplers(io.ComfyNode):
+    """Stock solver, D-ODE solver and teacher from the same fresh noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        return io.Schema(
+            node_id="DODE_Compare",
+            display_name="Compare samplers (D-ODE)",
+            category=CATEGORY,
+            description="Samples the same new noise with the plain solver, with the row, and with the many-step "
+            "teacher. Measures how far the first two are from the teacher. For a refined row, the plain solver "
+            "is the one it was refined from, on its original schedule.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model the table was made for."),
+                *conditioning_inputs(),
+                cfg_input(),
+                io.Latent.Input("latent", tooltip="An empty latent of the size to compare at."),
+                table_input(),
+                io.Int.Input(
+                    "steps",
+                    default=8,
+                    min=1,
+                    max=1000,
+                    tooltip="Number of steps. The table must have a row with that many.",
+                ),
+                solver_filter(),
+                io.Int.Input(
+                    "pictures",
+                    default=4,
+                    min=1,
+                    max=64,
+                    tooltip="How many noises to compare on. Each gives one picture.",
+                ),
+                seed_input("Seed of the noises. Use a different one than in Distill λ.", default=1),
+                io.Int.Input(
+                    "scale",
+                    default=10,
+                    min=1,
+                    max=100,
+                    tooltip="Teacher steps for each step of the row.",
+                ),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="Decodes the pictures for the grid. Without a VAE, only the numbers are shown.",
+                ),
+            ],
+            outputs=[
+                io.Image.Output(
+                    "grid", display_name="grid", tooltip="Rows: stock, D-ODE, teacher. One column per noise."
+                ),
+                io.String.Output(
+                    "numbers",
+                    display_name="numbers",
+                    tooltip="RMS distance to the teacher, measured in the latent.",
+                ),
+                io.Latent.Output("stock", display_name="stock", tooltip="The plain solver's latents."),
+                io.Latent.Output("dode", display_name="D-ODE", tooltip="The D-ODE solver's latents."),
+                io.Latent.Output("teacher", display_name="teacher", tooltip="The teacher's latents."),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        cfg: float,
+        latent: dict[str, Any],
+        table: LambdaTable,
+        steps: int,
+        solver: str,
+        pictures: int,
+        seed: int,
+        scale: int,
+        vae: Any = None,
+    ) -> io.NodeOutput:
+        """Sample three times, measure, draw."""
+        check_empty(latent)
+        remark(cls.hidden.unique_id, check_model(table.model, model))
+        row = part_for_steps(table, steps, solver=filtered_solver(solver)).row
+        if seed == row.settings.get("seed"):
+            remark(
+                cls.hidden.unique_id, ["use another seed: λ was distilled on this one and looks better on it"]
+            )
+        contenders = stock_dode_teacher(row, scale, is_flow(model), cls.hidden.unique_id)
+        empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        noise = noise_per_latent(empty, seed, pictures)
+        results = sample_all(model, contenders, noise, cfg, positive, negative, seed)
+        errors = [root_mean_square(result - results[-1]) for result in results[:-1]]
+        labels = [contender.label for contender in contenders]
+        lines = [
+            f"{label}: {error:.4f} from the teacher" for label, error in zip(labels, errors, strict=False)
+        ]
+        numbers = "\n".join([*lines, f"ratio {errors[1] / errors[0]:.2f}" if errors[0] else ""])
+        decoded = [None if vae is None else _decoded(vae, result) for result in results]
+        image = draw(comparison_figure, [*lines, labels[-1]], decoded, errors)
+        return io.NodeOutput(
+            image, numbers, *({"samples": result} for result in results), ui=ui.PreviewImage(image, cls=cls)
+        )
+
+
+def _decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor:
+    """Pictures ``[B, H, W, 3]``; of a video, its first frame."""
+    images = vae.decode(samples)
+    return images[:, 0] if images.ndim == 5 else images

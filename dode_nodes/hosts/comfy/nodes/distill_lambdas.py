@@ -1,0 +1,257 @@
+"""The node that makes λ tables."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.sample
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy_api.latest import io, ui
+
+from ....fit.pipeline import Recipe
+from ....fit.teacher import Teacher
+from ....tables import plots
+from ....tables.describe import table_text
+from ....tables.row import PREDICTIONS
+from .. import table_files
+from ..host_samplers import student_names, teacher_names
+from ..job import Distillation, Request, parse_steps, schedule
+from ..messages import remark, show_text
+from ..pictures import draw
+from ..prompts import Conditioning, check_empty
+from ..reporter import ProgressReporter
+from ..run_row import is_applied
+from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
+
+AUTO = "auto"
+"""Distil for both predictions and keep the one with the smaller held-out error."""
+
+
+class DistillLambdas(io.ComfyNode):
+    """Distil λ for this model, prompt and size, and save the table."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """Inputs and outputs."""
+        more_positives = [
+            io.Conditioning.Input(
+                f"positive_{i}",
+                optional=True,
+                tooltip="Another prompt. All prompts get an equal share of the latents, so that λ is not fitted "
+                "to a single picture.",
+            )
+            for i in (2, 3, 4)
+        ]
+        return io.Schema(
+            node_id="DODE_DistillLambdas",
+            display_name="Distill λ",
+            category=CATEGORY,
+            description="Makes a λ table for this model. Runs a many-step teacher and a few-step student once, "
+            "finds one λ per network evaluation by least squares, and saves the table. With a refine_budget, "
+            "it then fits the whole solver to the teacher's results.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.Model.Input("model", tooltip="The model, with the LoRAs and patches you sample with."),
+                *conditioning_inputs(),
+                cfg_input(),
+                io.Latent.Input(
+                    "latent",
+                    tooltip="An empty latent of the size you sample at. λ is fitted from pure noise, so a picture or "
+                    "a mask gives an error. The batch size has no effect.",
+                ),
+                io.Int.Input(
+                    "latents",
+                    default=16,
+                    min=2,
+                    max=1024,
+                    tooltip="How many noises to distil on. A quarter of them is held out to check λ. More take "
+                    "longer and generalise better.",
+                ),
+                seed_input("Seed of the noises. If you change it, the node distils again.", changes=False),
+                io.Combo.Input(
+                    "solver",
+                    options=student_names(),
+                    default="euler",
+                    tooltip="The few-step sampler to improve. The list has all that can be distilled.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=comfy.samplers.SCHEDULER_NAMES,
+                    default="karras",
+                    tooltip="The σ schedule of the student. Ignored if sigmas are connected.",
+                ),
+                io.String.Input(
+                    "steps",
+                    default="5, 6, 8, 10",
+                    tooltip="The student's steps: one number or several. The teacher runs only once for all of "
+                    "them. Ignored if sigmas are connected.",
+                ),
+                io.Int.Input(
+                    "scale",
+                    default=10,
+                    min=1,
+                    max=100,
+                    tooltip="Teacher steps per student step (C in the paper). The teacher is most of the work.",
+                ),
+                io.Combo.Input(
+                    "teacher",
+                    options=teacher_names(),
+                    default="dpmpp_2m",
+                    tooltip="The sampler to follow. It runs with many steps.",
+                ),
+                io.Combo.Input(
+                    "prediction",
+                    options=[AUTO, *PREDICTIONS],
+                    default=AUTO,
+                    tooltip="What λ corrects: the predicted noise, or the predicted picture (data). auto tries "
+                    "both and keeps the one with the smaller held-out error.",
+                ),
+                io.Int.Input(
+                    "micro_batch",
+                    default=0,
+                    min=0,
+                    max=1024,
+                    tooltip="How many latents to evaluate at once. Lower it if memory runs out: λ stays the same. "
+                    "0 uses as many as fit into memory by ComfyUI's own estimate.",
+                ),
+                io.String.Input(
+                    "save_name",
+                    default="my_model",
+                    tooltip="File name of the table in the lambdas folder. If the name is taken, _00001 is added.",
+                ),
+                *more_positives,
+                io.Sigmas.Input(
+                    "sigmas",
+                    optional=True,
+                    tooltip="Your own schedule for the student, in place of scheduler and steps. It must end at 0.",
+                ),
+                io.Float.Input(  # the last widget: a saved graph holds its values by their place
+                    "refine_budget",
+                    default=0.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.5,
+                    optional=True,
+                    tooltip="Refining fits the whole few-step solver, weights and σ, to the teacher's last state. "
+                    "The budget is a multiple of the teacher's cost: at 4, the fit may take four times as long as "
+                    "the teacher. It sets how many latents and iterations are used. 0 = off.",
+                ),
+            ],
+            outputs=[
+                Table.Output("table", display_name="table", tooltip="The λ table, as saved."),
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="λ over σ, and the error after each step compared with stock. For refined rows: σ and "
+                    "the error at each stage.",
+                ),
+                io.Latent.Output(
+                    "teacher_latents",
+                    display_name="teacher",
+                    tooltip="The teacher's result on the held-out latents.",
+                ),
+                io.Latent.Output(
+                    "dode_latents",
+                    display_name="D-ODE",
+                    tooltip="The D-ODE result on the held-out latents: the best row for the first number in steps.",
+                ),
+                io.Latent.Output(
+                    "stock_latents",
+                    display_name="stock",
+                    tooltip="The stock solver's result on the held-out latents, with the same steps.",
+                ),
+                io.String.Output(
+                    "summary", display_name="summary", tooltip="The table in words and numbers."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        positive: Conditioning,
+        negative: Conditioning,
+        cfg: float,
+        latent: dict[str, Any],
+        latents: int,
+        seed: int,
+        solver: str,
+        scheduler: str,
+        steps: str,
+        scale: int,
+        teacher: str,
+        prediction: str,
+        micro_batch: int,
+        save_name: str,
+        positive_2: Conditioning | None = None,
+        positive_3: Conditioning | None = None,
+        positive_4: Conditioning | None = None,
+        sigmas: torch.Tensor | None = None,
+        refine_budget: float = 0.0,
+    ) -> io.NodeOutput:
+        """Distil, save, report."""
+        check_empty(latent)
+        node_id = cls.hidden.unique_id
+        path = table_files.free_path(save_name)
+        if is_applied(model):
+            remark(node_id, ["'Apply λ to model' has no effect here: λ is left out while distilling"])
+        schedules = (
+            [schedule(model, solver, scheduler, n) for n in parse_steps(steps)]
+            if sigmas is None
+            else [sigmas.cpu()]
+        )
+        given = [positive, positive_2, positive_3, positive_4]
+        recipe = Recipe(
+            solvers=[solver],
+            predictions=PREDICTIONS if prediction == AUTO else [prediction],
+            teacher=Teacher(teacher, scale),
+            refine_budget=refine_budget,
+            settings={"scheduler": scheduler if sigmas is None else "sigmas"},
+        )
+        request = Request(
+            model=model,
+            conditionings=[conditioning for conditioning in given if conditioning is not None],
+            negative=negative,
+            cfg=cfg,
+            latent=comfy.sample.fix_empty_latent_channels(model, latent["samples"]),
+            latents=latents,
+            seed=seed,
+            schedules=schedules,
+            recipe=recipe,
+            micro_batch=micro_batch,
+        )
+        with ProgressReporter(model, node_id) as reporter:
+            distillation = Distillation(request, reporter)
+            try:
+                distilled = distillation.run()
+            except BaseException:
+                _save_what_there_is(distillation, save_name, node_id)
+                raise
+        distilled.table.save(path)
+        show_text(node_id, f"saved as {path.name}")
+        report = draw(plots.report_figure, distilled.table)
+        return io.NodeOutput(
+            distilled.table,
+            report,
+            {"samples": distilled.teacher},
+            {"samples": distilled.dode},
+            {"samples": distilled.stock},
+            f"Saved as {path}\n\n{table_text(distilled.table)}",
+            ui=ui.PreviewImage(report, cls=cls),
+        )
+
+
+def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str | None) -> None:
+    """Save the rows of a distillation that was ended; nothing of that may hide why it was ended."""
+    try:
+        table = distillation.table()
+        if table is not None:
+            path = table.save(table_files.free_path(save_name, "-partial"))
+            remark(node_id, [f"stopped early; what was found is saved as {path.name}: {table.contents()}"])
+    except Exception:
+        logging.exception("D-ODE: what was found before the end could not be saved")

@@ -1,0 +1,66 @@
+"""What the nodes share: the table's type, the category, and inputs that mean the same everywhere."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..host_samplers import student_names
+
+CATEGORY = "sampling/D-ODE"
+ANY = "any"
+"""In the solver filter: rows of every solver."""
+Table = io.Custom("LAMBDA_TABLE")
+
+
+def table_input() -> io.Input:
+    """The λ table socket."""
+    return Table.Input("table", tooltip="The λ table, from Load λ table or Distill λ.")
+
+
+def solver_filter() -> io.Input:
+    """Which of a table's rows to look at."""
+    return io.Combo.Input(
+        "solver",
+        options=[ANY, *student_names()],
+        default=ANY,
+        tooltip="Use only the rows of this solver and those refined from it. 'any' allows all rows. If several "
+        "rows fit, the one with the smallest held-out error for the steps that are run is used.",
+    )
+
+
+def filtered_solver(solver: str) -> str | None:
+    """The filter's choice, as the library takes it."""
+    return None if solver == ANY else solver
+
+
+def cfg_input(default: float = 7.0) -> io.Input:
+    """Classifier-free guidance."""
+    return io.Float.Input(
+        "cfg",
+        default=default,
+        min=0.0,
+        max=100.0,
+        step=0.1,
+        round=0.01,
+        tooltip="Classifier-free guidance scale. Distil and sample with the same value: λ depends on it.",
+    )
+
+
+def seed_input(tooltip: str, *, default: int = 0, changes: bool = True) -> io.Input:
+    """A noise seed; ``changes``: the front end may draw a new one after every run, and does so at first."""
+    return io.Int.Input(
+        "seed",
+        default=default,
+        min=0,
+        max=0xFFFFFFFFFFFFFFFF,
+        control_after_generate=changes,
+        tooltip=tooltip,
+    )
+
+
+def conditioning_inputs() -> list[io.Input]:
+    """Positive and negative."""
+    return [
+        io.Conditioning.Input("positive", tooltip="What the picture should show."),
+        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
+    ]

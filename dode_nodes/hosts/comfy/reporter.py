@@ -1,0 +1,63 @@
+"""A fit's progress, as ComfyUI shows it."""
+
+from __future__ import annotations
+
+import logging
+import time
+from types import TracebackType
+
+import comfy.model_management
+import comfy.utils
+import latent_preview
+from comfy.model_patcher import ModelPatcher
+from tqdm.auto import tqdm
+
+from ...fit.progress import Progress
+from .messages import in_words, show_text
+
+_PREVIEW_SECONDS = 0.5
+
+
+class ProgressReporter:
+    """Passes progress to ComfyUI: what it will cost, bars, previews, the time left; and the Cancel button back."""
+
+    def __init__(self, model: ModelPatcher, node_id: str | None) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(1)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+        self._told = 0.0
+        self._begun = time.monotonic()
+        self._console = tqdm(unit="evaluation", disable=not comfy.utils.PROGRESS_BAR_ENABLED)
+
+    def __enter__(self) -> ProgressReporter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._console.close()
+
+    def begin(self, *lines: str) -> None:
+        """Say what is to come, and start the clock."""
+        for line in lines:
+            logging.info("D-ODE: %s", line)
+        show_text(self._node_id, "; ".join(lines))
+        self._begun = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        """After an evaluation."""
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        done, total = progress.done, progress.total
+        self._console.total = total
+        self._console.set_description(f"D-ODE {progress.stage}", refresh=False)
+        self._console.update(done - self._console.n)
+        preview = None
+        if done and time.monotonic() - self._told > _PREVIEW_SECONDS:
+            self._told = time.monotonic()
+            left = (self._told - self._begun) * (total - done) / done
+            show_text(
+                self._node_id, f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
+            )
+            if self._previewer is not None and progress.denoised is not None:
+                preview = self._previewer.decode_latent_to_preview_image("JPEG", progress.denoised)
+        self._bar.update_absolute(done, total, preview)

@@ -1,0 +1,43 @@
+"""A row as this ComfyUI can use it: its plain solver, and what is unlike where it was made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from ...errors import DodeError
+from ...sampling.solvers import resolve
+from ...tables.provenance import Origin
+from ...tables.row import LambdaRow
+
+
+def stock_row(row: LambdaRow) -> LambdaRow:
+    """The plain solver to compare a row with; the row's own where this ComfyUI lacks the one it began with."""
+    try:
+        resolve(row.plain.solver)
+    except DodeError:
+        return replace(row, origin=Origin(row.origin.kind)).plain
+    return row.plain
+
+
+def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:
+    """What differs much from what the row was distilled with: guidance, or size of the latent."""
+    remarks = []
+    made_at, shape = row.settings.get("cfg"), row.settings.get("latent_shape")
+    if cfg is not None and made_at is not None and not _near(cfg, made_at, 1.25):
+        remarks.append(f"λ was distilled at cfg {made_at:g}, this is cfg {cfg:g}")
+    if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), 2.0):
+        remarks.append(
+            f"λ was distilled at latent size {_size(shape[1:])}, this is {_size(latent.shape[2:])}"
+        )
+    return remarks
+
+
+def _near(a: float, b: float, ratio: float) -> bool:
+    return max(a, b) <= ratio * min(a, b)
+
+
+def _size(spatial: list[int] | torch.Size) -> str:
+    return "×".join(map(str, reversed(spatial)))

@@ -1,0 +1,1 @@
+"""The equation, the samplers it corrects, and sampling with a row."""

@@ -1,0 +1,108 @@
+"""Sampling with λ: a k-diffusion sampler like any other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..errors import DodeError
+from ..sigmas import check_sigmas, same_sigma
+from ..tables.row import LambdaRow
+from .denoiser import Denoiser, DodeDenoiser, row_corrections
+from .probe import asked_sigmas, solver_name
+from .solvers import Sampler, resolve
+
+
+def sample_dode(
+    model: Denoiser,
+    x: Tensor,
+    sigmas: Tensor | np.ndarray,
+    extra_args: dict[str, Any] | None = None,
+    callback: Callable[[dict[str, Any]], None] | None = None,
+    disable: bool | None = None,
+    *,
+    row: LambdaRow | None = None,
+    solver: str | Sampler | None = None,
+) -> Tensor:
+    """Run a solver with the weights of a row: its D-variant, at the cost of the solver itself.
+
+    Args:
+        model: the denoiser, ``model(x, sigma[B], **extra_args) -> denoised``.
+        x: the state at sigmas[0], ``[B, C, *spatial]``.
+        sigmas: the row's schedule (``row.sigmas`` will do), or a part of it (img2img): weights are
+            found by σ. A part's first evaluation has no predecessor and is not corrected. With one σ or
+            none, x is returned.
+        callback: called once a step by the solver, with x, i, sigma, sigma_hat and denoised.
+        row: the weights; without one, the plain solver runs.
+        solver: needed where the row was distilled on a callable (or there is no row; then euler).
+
+    Returns:
+        The state at sigmas[-1].
+
+    Raises:
+        DodeError: the row does not serve these sigmas or this solver.
+    """
+    if len(sigmas) < 2:
+        return x
+    if isinstance(sigmas, np.ndarray):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        sigmas = torch.tensor(sigmas, dtype=dtype, device=x.device)  # a copy: samplers may write into it
+    check_sigmas(sigmas)
+    options: dict[str, Any] = {}
+    denoiser = model
+    if row is None:
+        run = resolve(solver or "euler")
+    else:
+        run, options = solver_of(row, solver), dict(row.solver_options)
+        denoiser = dode_denoiser(model, sigmas, row, run)
+    return run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+
+
+def dode_denoiser(model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler) -> DodeDenoiser:
+    """The model with the row's weights, for one run of the row's solver ``run`` over these sigmas.
+
+    Raises:
+        DodeError: the row does not serve these sigmas.
+    """
+    match = row.find(sigmas)
+    if match.row is None:
+        raise DodeError(f"this row does not serve these sigmas: {match.why}")
+    _check_end(row, match.step, sigmas, run, model)
+    first = row.first_evaluation(match.step)
+    return DodeDenoiser(model, row_corrections(row), row.prediction, first=first)
+
+
+def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
+    """The sampler of a row; ``solver`` is needed where it is the caller's own, and must be its.
+
+    Raises:
+        DodeError: it is missing, or another one.
+    """
+    if solver is None and row.is_callable:
+        raise DodeError(f"this row was distilled on a function of yours, {row.solver}: give it as solver=")
+    if solver is not None and solver_name(solver) != row.solver:
+        raise DodeError(f"this row is for the solver '{row.solver}', not '{solver_name(solver)}'")
+    return resolve(row.solver if solver is None else solver)
+
+
+def _check_end(row: LambdaRow, step: int, sigmas: Tensor, run: Sampler, model: Denoiser) -> None:
+    """Refuse a part that ends where this solver takes other steps than in the whole.
+
+    Some look ahead: heunpp2 and DPM-Solver-3 step over several σ where there are enough left.
+    """
+    if sigmas[-1] == 0:
+        return  # from its step on, the probe found the solver to take the steps of the whole
+    options = dict(row.solver_options)
+    whole = torch.tensor(row.sigmas, dtype=sigmas.dtype)
+    expected = asked_sigmas(run, whole, model=model, options=options)[row.first_evaluation(step) :]
+    asked = asked_sigmas(run, sigmas, model=model, options=options)
+    count = sum(row.evaluations[step : step + len(sigmas) - 1])
+    if len(asked) != count or not all(map(same_sigma, asked, expected)):
+        raise DodeError(
+            f"{row.solver} cannot be stopped at σ = {float(sigmas[-1]):.6g} with the weights of {row.label}: "
+            "it takes other steps there than over the whole schedule"
+        )

@@ -1,0 +1,66 @@
+"""Choosing a row of a table for what is to be run."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import DodeError
+from .row import LambdaRow
+from .table import LambdaTable
+
+
+class Part(NamedTuple):
+    """The last steps of a row's schedule.
+
+    Attributes:
+        row: the row.
+        start: the step that the run begins with; the number of steps where nothing is to be run.
+    """
+
+    row: LambdaRow
+    start: int
+
+    @property
+    def sigmas(self) -> Tensor:
+        """What is run over, float32; empty where nothing is."""
+        if self.start == self.row.steps:
+            return torch.empty(0)
+        return torch.tensor(self.row.sigmas[self.start :], dtype=torch.float32)
+
+
+def rows_of(table: LambdaTable, solver: str | None = None) -> list[LambdaRow]:
+    """The rows that serve a solver; all of them for None.
+
+    Raises:
+        DodeError: there is none; names what the table has.
+    """
+    rows = [row for row in table.rows if solver is None or row.serves(solver)]
+    if not rows:
+        raise DodeError(f"this λ table has no row for the solver '{solver}'. It has: {table.contents()}")
+    return rows
+
+
+def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver: str | None = None) -> Part:
+    """The row of this many steps, and where to begin: at its last round(steps · denoise) steps.
+
+    Of several rows the one with the smallest held-out error from that start on is taken, then the first.
+
+    Raises:
+        DodeError: the table has no such row, or none that can be started there.
+    """
+    rows = [row for row in rows_of(table, solver) if row.steps == steps]
+    if not rows:
+        raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
+    start = steps - round(steps * denoise)
+    able = [row for row in rows if start == steps or row.evaluations[start]]
+    if not able:
+        starts = [n for n in range(1, steps + 1) if any(row.evaluations[steps - n] for row in rows)]
+        raise DodeError(
+            f"{rows[0].solver} cannot take only the last {steps - start} of these {steps} steps; "
+            f"it can take {starts}"
+        )
+    judged_from = min(start, steps - 1)
+    return Part(min(able, key=lambda row: (row.error_from(judged_from), row.error_from())), start)

@@ -1,0 +1,209 @@
+"""λ tables in words, for people, and as JSON, for programs.
+
+A file's report and settings have passed the gate, but their words are anybody's: they are shown without
+control characters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from .gate import is_number
+from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN
+from .row import LambdaRow, shown_hash
+from .table import LambdaTable
+
+_NOTHING = "–"
+
+
+def table_text(table: LambdaTable) -> str:
+    """The model's facts, then every row in full."""
+    model = {name: value for name, value in table.model.items() if name not in ("fingerprint", "patches")}
+    facts = [f"table {shown_hash(table.sha256)}"]
+    if model:
+        facts.append(f"model: {_facts(model)}")
+    if layout := table.model.get("fingerprint", {}).get("layout"):
+        facts.append(f"fingerprint: {_printable(shown_hash(layout))}")
+    if weights := table.model.get("patches", {}).get("weights"):
+        facts.append(f"with LoRAs or patches on {weights} weights")
+    return "\n\n".join(["\n".join(facts), *(row_text(row) for row in table.rows)])
+
+
+def row_text(row: LambdaRow) -> str:
+    """One row: how it was found, then its numbers step by step.
+
+    Errors are RMS distances to the teacher after each step, on latents that the weights were not fitted
+    on. ± is the standard error of λ.
+    """
+    lines = [row.label, *(f"  {note}" for note in _notes(row)), ""]
+    return _printable("\n".join(lines + [f"  {line}" for line in columns(_steps(row))]))
+
+
+def summary_text(rows: Sequence[LambdaRow]) -> str:
+    """One line a row: the held-out error without and with λ, and λ; a triangle of weights has no room."""
+    lines: list[Sequence[str]] = [
+        ("solver", "output", "evaluations", "stock", "D-ODE", "λ, evaluation by evaluation")
+    ]
+    for row in rows:
+        errors = (None, None) if row.errors is None else (row.errors.stock, row.errors.dode[0])
+        solver = f"{row.plain.solver}, refined" if row.is_refined else row.solver
+        lambdas = "  ".join(_weights(row, k) for k in range(row.nfe))
+        weights = lambdas if row.form == "lambda" else "weights over the history"
+        lines.append((solver, row.prediction, str(row.nfe), *map(number, errors), weights))
+    return _printable("\n".join(columns(lines, left=(0, 1, 5))))
+
+
+def table_json(table: LambdaTable) -> dict[str, Any]:
+    """A table with its numbers; arrays of a later version, which this one does not know, are left out."""
+    rows = [_row_json(row) for row in table.rows]
+    return dict(table.unknown) | {"sha256": table.sha256, "model": dict(table.model), "rows": rows}
+
+
+def _row_json(row: LambdaRow) -> dict[str, Any]:
+    numbers = {"sigmas": row.sigmas.tolist(), "weights": row.weights.tolist()}
+    return row.to_json() | {"sha256": row.sha256} | numbers
+
+
+def number(value: Any) -> str:
+    """An error to three significant digits; a dash where there is none."""
+    return f"{value:#.3g}" if is_number(value) else _NOTHING
+
+
+def percent(value: float, reference: float) -> str:
+    """The change from ``reference``, as −43 %, +12 % or ±0 %."""
+    change = 100 * (value / reference - 1)
+    return f"{change:+.0f} %".replace("-", "−") if abs(change) >= 0.5 else "±0 %"
+
+
+def columns(lines: Iterable[Sequence[str]], left: Sequence[int] = ()) -> list[str]:
+    """Cells in columns, aligned right but for the columns numbered in ``left``."""
+    lines = list(lines)
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if i in left else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        ).rstrip()
+        for line in lines
+    ]
+
+
+def _notes(row: LambdaRow) -> list[str]:
+    """How the row was found, and how good it is."""
+    report = row.report
+    notes = [f"numbers {shown_hash(row.sha256)}"]
+    if row.solver_options:
+        notes.append(f"solver options: {_facts(row.solver_options)}")
+    if row.settings:
+        notes.append(f"settings: {_facts(row.settings)}")
+    notes += [
+        f"with the LoRA {shown_hash(lora.sha256)} {lora.name} at {lora.strength:g}" for lora in row.loras
+    ]
+    notes += _notes_on_error(row)
+    if row.nfe == 1:
+        notes.append("with one evaluation there is nothing to fit: this is the plain solver")
+    shrunk_to = report.get("shrunk_to", 1)
+    if shrunk_to == 0 and row.nfe > 1:
+        notes.append("λ did harm on the held-out latents and was set to 0: this is the stock solver")
+    elif shrunk_to not in (0, 1):
+        notes.append(f"λ did harm on the held-out latents and was shrunk to {shrunk_to:g} of what was fitted")
+    if undetermined := report.get("undetermined"):
+        numbers = ", ".join(str(k + 1) for k in undetermined)
+        notes.append(f"λ moves nothing, and is 0, at evaluation {numbers}")
+    if "refined" in report:
+        notes += _notes_on_refinement(row, report["refined"])
+    if "evaluations" in report:
+        notes.append(f"network evaluations spent: {_facts(report['evaluations'])}")
+    return notes
+
+
+def _notes_on_error(row: LambdaRow) -> list[str]:
+    report, errors, notes = row.report, row.errors, []
+    if errors is not None:
+        stock, dode = errors.stock, errors.dode[0]
+        change = f" ({percent(dode, stock)})" if stock and dode is not None else ""
+        fitted = report.get("fitted_latents", "?")
+        notes.append(f"error at the end: stock {number(stock)}, D-ODE {number(dode)}{change}")
+        notes.append(
+            f"measured on {errors.latents} held-out latents, against the teacher; fitted on {fitted}"
+        )
+        later = [(row.steps - i, error) for i, error in enumerate(errors.dode) if i and error is not None]
+        if later:
+            parts = ", ".join(f"{steps}: {number(error)}" for steps, error in later)
+            notes.append(f"error where only the last steps are run: {parts}")
+    elif report.get("checked") is False:
+        notes.append("not checked: there was one latent only, and λ was fitted on it")
+    if (best := row.best_stock) is not None:
+        ending = " without the penultimate σ" if best.discard_penultimate else ""
+        where = f"{best.sampler}, {best.scheduler}{ending}"
+        notes.append(f"best stock setting: {where}, {number(best.error)} on {best.latents} latents")
+    if (own := report.get("teacher_error")) is not None:
+        notes.append(f"the teacher's own error: at most about {number(own)}")
+    return notes
+
+
+def _notes_on_refinement(row: LambdaRow, refined: Mapping[str, Any]) -> list[str]:
+    """What came of it, and its stages in columns."""
+    began, kept = row.plain.solver, refined.get("kept", "")
+    outcome = {
+        ROW_GIVEN: "refining brought it no nearer to the teacher: this is the row as it was",
+        PLAIN_SOLVER: f"refining did no better than the plain {began}: this is the plain solver",
+        IPNDM: f"refined from {began}: of what was tried, the weights of iPNDM-3 are nearest to the teacher",
+    }
+    best = f"refined end to end from {began}: kept what was nearest to the teacher, {kept}"
+    ended = ["the refinement was ended early; this is the best of it"] if refined.get("interrupted") else []
+    lines = [("stage", "held-out error", "fitted error", "evaluations so far")]
+    for stage in refined.get("stages", []):
+        errors = (number(stage.get(name)) for name in ("held_out_error", "fitted_error"))
+        lines.append((stage["stage"], *errors, str(stage.get("evaluations", _NOTHING))))
+    stages = [f"  {line}" for line in columns(lines, left=(0,))] if len(lines) > 1 else []
+    return [outcome.get(kept, best), *ended, *stages]
+
+
+def _steps(row: LambdaRow) -> list[Sequence[str]]:
+    """A head, then a line per evaluation; the first of a step has its σ and errors."""
+    of_weights = "λ" if row.form == "lambda" else "weights of the outputs, oldest first"
+    lines: list[Sequence[str]] = [("step", "σ", "next σ", "evaluation", of_weights, "±", "stock error", "D-ODE error")]
+    scatter = row.report.get("lambda_standard_error", [])
+    after = row.report.get("after_steps", {})
+    steps = [(step, stage) for step, count in enumerate(row.evaluations) for stage in range(count)]
+    for k, (step, stage) in enumerate(steps):
+        sigmas, errors = ("", "", ""), ("", "")
+        if stage == 0:
+            sigmas = (str(step + 1), f"{row.sigmas[step]:.5g}", f"{row.sigmas[step + 1]:.5g}")
+            stock, dode = (number(_at(after.get(name, []), step)) for name in ("stock", "dode"))
+            errors = (stock, dode)
+        error = _at(scatter, k) if k else None
+        plus_minus = _NOTHING if error is None else f"{error:.4f}"
+        lines.append((*sigmas, str(k + 1), _weights(row, k), plus_minus, *errors))
+    return lines
+
+
+def _at(values: Sequence[Any], i: int) -> Any:
+    return values[i] if i < len(values) else None
+
+
+def _weights(row: LambdaRow, k: int) -> str:
+    """λ of evaluation k, or its row of the triangle. A first λ has no predecessor to act on."""
+    if row.form == "lambda" and k == 0:
+        return _NOTHING
+    weights = row.weights[k] if row.form == "lambda" else row.weights[k, : k + 1]
+    return " ".join(f"{weight:+.4f}" if weight else "0" for weight in np.atleast_1d(weights))
+
+
+def _facts(facts: Mapping[str, Any]) -> str:
+    return _printable(", ".join(f"{name} {_words(value)}" for name, value in facts.items()))
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, list):
+        return ("×" if all(map(is_number, value)) else ", ").join(map(_words, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _printable(text: str) -> str:
+    """Without what could steer a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -1,0 +1,95 @@
+"""What all figures share: colours, panels, axes, and matplotlib itself, which is imported when one is drawn.
+
+Figures are matplotlib's ``Figure`` without pyplot: nothing is shared, nothing needs a display, and
+``figure.savefig(path)`` writes them. Stock solvers are grey and dashed, D-ODE solvers coloured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import cycle
+from typing import TYPE_CHECKING, Any
+
+from ..errors import DodeError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+"""Okabe and Ito's palette (2008): told apart by colour-blind readers, too."""
+MARKERS = ("o", "s", "^", "D", "v", "P")
+GREY = "#767676"
+DPI = 150
+
+STOCK: dict[str, Any] = {"color": GREY, "linestyle": "--", "linewidth": 1.6, "marker": "x", "markersize": 6}
+
+
+def as_stock(marker: str) -> dict[str, Any]:
+    """Grey; the marker is that of the curve it belongs to, "" for all of them."""
+    return STOCK | {"marker": marker, "markersize": 4.5}
+
+
+def styles() -> Iterator[dict[str, Any]]:
+    """Colours and markers, in turn, for D-ODE solvers."""
+    return cycle(
+        [
+            {"color": colour, "linewidth": 1.8, "marker": marker, "markersize": 5.5}
+            for colour, marker in zip(COLOURS, MARKERS, strict=True)
+        ]
+    )
+
+
+def matplotlib_figure() -> type[Figure]:
+    """matplotlib's class of figures.
+
+    Raises:
+        DodeError: there is no matplotlib; the message says how to get it.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise DodeError("pictures need matplotlib: pip install 'dode-nodes[demo]'") from error
+    return Figure
+
+
+def empty_figure(width: float, height: float) -> Figure:
+    """An empty figure; sizes in inches."""
+    return matplotlib_figure()(figsize=(width, height), dpi=DPI, facecolor="white")
+
+
+def panel_grid(down: int, across: int, *, share: bool = False) -> tuple[Figure, list[Axes]]:
+    figure = empty_figure(max(4.6 * across, 6), 3.6 * down + 0.3)
+    figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
+    axes = list(figure.subplots(down, across, squeeze=False, sharex=share, sharey=share).flat)
+    for ax in axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.grid(color="#e4e4e4", linewidth=0.8)
+        ax.set_axisbelow(True)
+        ax.tick_params(labelbottom=True, labelleft=True)
+    return figure, axes
+
+
+def words(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(title, fontsize=11, fontweight="bold", loc="left", parse_math=False)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    if ax.get_legend_handles_labels()[0]:
+        ax.legend(
+            fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2
+        )
+
+
+SPARSE, DENSE = (1, 2, 5), (1, 1.5, 2, 3, 5, 7)
+"""Ticks in a decade of a logarithmic axis: for σ, and for errors, which rarely span more than one."""
+
+
+def log_axis(ax: Axes, which: str, ticks: Sequence[float]) -> None:
+    """Logarithmic, with plain numbers between the powers of ten."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(LogLocator(subs=ticks))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_formatter(NullFormatter())

@@ -1,0 +1,224 @@
+"""The gate: facts of a row or a table are checked here, once; behind it nobody checks them again.
+
+A file may come from a stranger. What this version knows by name must be what the name says, or the file is
+refused; what it does not know is kept, is saved again, and has no effect.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from ..errors import DodeError
+
+Facts = Mapping[str, Any]
+Check = Callable[[Any], bool]
+
+_MOST_DIGITS = 2**63
+_LONGEST_NAME = 100
+_LONGEST_TEXT = 10_000
+_LONGEST_LIST = 1_000
+_DEEPEST = 32
+_MARKUP = re.compile(r"[<>&\"'`\\]")
+
+
+def is_number(value: Any) -> bool:
+    """A finite number that can be formatted: JSON's whole numbers may have thousands of digits."""
+    return (isinstance(value, float) and math.isfinite(value)) or (
+        type(value) is int and abs(value) < _MOST_DIGITS
+    )
+
+
+def finite(value: float | None) -> float | None:
+    """A number as a report may hold it: JSON has no NaN and no infinity."""
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def is_count(value: Any) -> bool:
+    """A whole number from 0 on."""
+    return type(value) is int and 0 <= value < 2 * _MOST_DIGITS  # seeds have 64 bits
+
+
+def is_name(value: Any) -> bool:
+    """A word or a few that name something: printable, short, and no markup. ``<word>`` stands for a function."""
+    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+        return False
+    if value.startswith("<") and value.endswith(">"):
+        return value[1:-1].isidentifier()
+    return value.isprintable() and not _MARKUP.search(value)
+
+
+def is_text(value: Any) -> bool:
+    """Words for people; they are shown as text, never as markup."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+
+
+def _optional(check: Check) -> Check:
+    return lambda value: value is None or check(value)
+
+
+def _list_of(check: Check) -> Check:
+    return lambda value: isinstance(value, list) and len(value) <= _LONGEST_LIST and all(map(check, value))
+
+
+def _object_of(checks: Mapping[str, Check]) -> Check:
+    """An object whose known fields, where they are there, are what they should be."""
+    return lambda value: (
+        isinstance(value, dict) and all(check(value[name]) for name, check in checks.items() if name in value)
+    )
+
+
+def _positive(check: Check) -> Check:
+    return lambda value: check(value) and value > 0
+
+
+def _not_negative(check: Check) -> Check:
+    return lambda value: check(value) and value >= 0
+
+
+_any_number = _optional(is_number)
+
+SETTINGS: Mapping[str, Check] = {
+    "cfg": _not_negative(is_number),
+    "seed": is_count,
+    "scheduler": is_name,
+    "schedule": is_name,
+    "latent_shape": _list_of(_positive(is_count)),
+    "dtype": is_name,
+    "latents": is_count,
+    "groups": is_count,
+    "prompts": is_count,
+    "teacher": is_name,
+    "scale": _positive(is_count),
+    "host": is_name,
+}
+"""What a row was made with."""
+
+MODEL: Mapping[str, Check] = {
+    "name": is_text,
+    "kind": is_name,
+    "family": is_name,
+    "prediction_type": is_name,
+    "channels": _positive(is_count),
+    "shift": _any_number,
+    "sigma_min": _any_number,
+    "sigma_max": _any_number,
+    "fingerprint": _object_of({"layout": is_name, "values": _list_of(is_number)}),
+    "patches": _object_of({"weights": is_count, "strengths": _list_of(is_number)}),
+}
+"""What is known of a table's model."""
+
+_STAGE = _object_of(
+    {"stage": is_name, "fitted_error": _any_number, "held_out_error": _any_number, "evaluations": is_count}
+)
+
+REPORT: Mapping[str, Check] = {
+    "fitted_latents": is_count,
+    "held_out_latents": is_count,
+    "checked": lambda value: isinstance(value, bool),
+    "teacher_error": _any_number,
+    "lambda_standard_error": _list_of(_optional(_not_negative(is_number))),
+    "undetermined": _list_of(is_count),
+    "shrunk_to": is_number,
+    "after_steps": _object_of({"stock": _list_of(_any_number), "dode": _list_of(_any_number)}),
+    "refined": _object_of(
+        {
+            "kept": is_name,
+            "stages": lambda value: _list_of(_STAGE)(value) and all("stage" in stage for stage in value),
+            "interrupted": lambda value: isinstance(value, bool),
+        }
+    ),
+    "evaluations": lambda value: isinstance(value, dict) and all(map(is_count, value.values())),
+}
+"""What was measured, for people: nothing of it decides how a row is sampled."""
+
+
+def checked(facts: Facts, known: Mapping[str, Check], what: str) -> Facts:
+    """A detached, read-only copy of facts, the known ones among them checked.
+
+    Args:
+        facts: as JSON can hold them.
+        known: a check for each field that has a meaning.
+        what: whose facts, for the error.
+
+    Raises:
+        DodeError: JSON cannot hold them, or one is not what its name says.
+    """
+    copy = json_object(facts, what)
+    for name, check in known.items():
+        if name in copy and not check(copy[name]):
+            raise DodeError(f"{what}: '{name}' cannot be {_shortened(copy[name])}")
+    return copy
+
+
+def json_object(value: Mapping[str, Any], what: str) -> Facts:
+    """A detached, read-only copy of what JSON can hold.
+
+    Raises:
+        DodeError: it cannot, or is nested too deeply to be walked through.
+    """
+    if not isinstance(value, Mapping):
+        raise DodeError(f"{what} must be an object")
+    try:
+        copy = json.loads(json.dumps(dict(value), allow_nan=False))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise DodeError(f"{what} cannot be stored as JSON: {error}") from error
+    if not _is_shallow(copy, _DEEPEST):
+        raise DodeError(f"{what}: nested more than {_DEEPEST} deep")
+    return MappingProxyType(copy)
+
+
+def _is_shallow(value: Any, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return levels > 0 and all(_is_shallow(item, levels - 1) for item in inner)
+
+
+def numbers(value: Any, what: str) -> np.ndarray:
+    """A detached, read-only copy in float64.
+
+    Raises:
+        DodeError: they are no numbers, or not all finite.
+    """
+    try:
+        array = np.array(value, dtype=np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DodeError(f"{what} must be numbers: {error}") from error
+    if not np.isfinite(array).all():
+        raise DodeError(f"{what} has NaN or infinite entries")
+    array.flags.writeable = False
+    return array
+
+
+def foreign_arrays(values: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """Detached, read-only copies of arrays that this version knows nothing about, as they are.
+
+    Raises:
+        DodeError: one holds something other than numbers.
+    """
+    copies = {name: np.array(value) for name, value in values.items()}
+    for name, copy in copies.items():
+        if copy.dtype.kind not in "fiub":
+            raise DodeError(f"the array '{name}' must hold numbers, not {copy.dtype}")
+        copy.flags.writeable = False
+    return MappingProxyType(copies)
+
+
+def check_schedule(sigmas: np.ndarray, what: str) -> None:
+    """Refuse σ that do not descend to 0.
+
+    Raises:
+        DodeError: they do not.
+    """
+    if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or (np.diff(sigmas) >= 0).any():
+        raise DodeError(f"{what} must descend, without repetition, to 0")
+
+
+def _shortened(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}…"

@@ -1,0 +1,187 @@
+"""A λ table: one model's rows, and its file."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import DodeError, TableError
+from . import gate, migration, safefile
+from .gate import Facts
+from .row import LambdaRow, Match, check_features, same_arrays
+
+FORMAT = "dode-lambda-table"
+VERSION = 2
+"""Of the file's layout. docs/table-format.md describes it."""
+
+
+@dataclass(frozen=True, eq=False)
+class LambdaTable:
+    """One model's rows, and what is known of the model.
+
+    Attributes:
+        rows: at least one.
+        model: facts about the model (family, prediction type, channels, fingerprint, …).
+        unknown: optional fields of a later version; kept, and saved again.
+        unknown_arrays: the same, of numbers.
+    """
+
+    rows: Sequence[LambdaRow]
+    model: Facts = field(default_factory=dict)
+    unknown: Facts = field(default_factory=dict)
+    unknown_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rows = tuple(self.rows) if isinstance(self.rows, Sequence) else ()
+        if not rows or not all(isinstance(row, LambdaRow) for row in rows):
+            raise DodeError("a λ table needs a list of at least one LambdaRow")
+        object.__setattr__(self, "rows", rows)
+        object.__setattr__(self, "model", gate.checked(self.model, gate.MODEL, "model"))
+        object.__setattr__(self, "unknown", gate.json_object(self.unknown, "unknown"))
+        object.__setattr__(self, "unknown_arrays", gate.foreign_arrays(self.unknown_arrays))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, LambdaTable):
+            return NotImplemented
+        mine, theirs = ((t.rows, t.model, t.unknown) for t in (self, other))
+        return mine == theirs and same_arrays(self.unknown_arrays, other.unknown_arrays)
+
+    __hash__ = None  # type: ignore[assignment]  # arrays inside
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return LambdaTable, (self.rows, dict(self.model), dict(self.unknown), dict(self.unknown_arrays))
+
+    @property
+    def sha256(self) -> str:
+        """Of all that sampling uses, in hexadecimal; the rows' order counts, for it breaks ties."""
+        return hashlib.sha256("".join(row.sha256 for row in self.rows).encode()).hexdigest()
+
+    def match(self, sigmas: Tensor | Sequence[float], solver: str | None = None) -> Match:
+        """The row for a schedule or a part of one.
+
+        Where several rows fit, one whose whole schedule this is goes before one that has it as a part;
+        then the one with the smallest held-out error from that start is taken, among equals the first.
+
+        Args:
+            sigmas: what is to be sampled, descending.
+            solver: only rows that serve this solver.
+        """
+        candidates = [row for row in self.rows if solver is None or row.serves(solver)]
+        if not candidates:
+            return Match(
+                None, 0, f"this table has no row for the solver '{solver}'. It has: {self.contents()}"
+            )
+        matches = [row.find(sigmas) for row in candidates]
+        fitting = [(match.row, match) for match in matches if match.row is not None]
+        if fitting:
+            best = min(fitting, key=lambda m: (len(m[0].sigmas) != len(sigmas), m[0].error_from(m[1].step)))
+            return best[1]
+        why = matches[0].why if len(matches) == 1 else "no row's schedule contains these σ"
+        return Match(None, 0, f"{why}. The table has: {self.contents()}")
+
+    def contents(self) -> str:
+        """The rows, in words."""
+        return "; ".join(row.label for row in self.rows)
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the table as ``.safetensors``, whole or not at all.
+
+        Raises:
+            TableError: the name does not end so, the file exists (unless ``overwrite``), or it cannot
+                be written.
+        """
+        path = Path(path)
+        _check_suffix(path)
+        facts = dict(self.unknown) | {"model": dict(self.model), "rows": [row.to_json() for row in self.rows]}
+        tensors = dict(self.unknown_arrays) | {
+            f"rows.{i}.{name}": array
+            for i, row in enumerate(self.rows)
+            for name, array in row.arrays().items()
+        }
+        metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(facts)}
+        safefile.write(path, tensors, metadata, overwrite=overwrite)
+        return path
+
+    @staticmethod
+    def check_new(path: Path) -> None:
+        """That ``save`` can write a new table here: to know before the work. A missing folder is made.
+
+        Raises:
+            TableError: as ``save`` would.
+        """
+        _check_suffix(path)
+        safefile.check_new(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> LambdaTable:
+        """Read a table. No file can run code, hang, or fill memory.
+
+        Raises:
+            TableError: naming the file and what is wrong with it.
+        """
+        path = Path(path)
+        tensors, metadata = safefile.read(path)
+        if metadata.get("format") != FORMAT:
+            raise TableError(f"{path}: a safetensors file, but not a λ table")
+        facts = safefile.parse_json(metadata.get("table", ""), path)
+        try:
+            return cls._from_json(_version(metadata), facts, tensors)
+        except DodeError as error:
+            raise TableError(f"{path}: {error}") from error
+
+    @classmethod
+    def _from_json(cls, version: int, facts: Any, tensors: Mapping[str, np.ndarray]) -> LambdaTable:
+        if not isinstance(facts, dict) or not isinstance(facts.get("rows"), list):
+            raise DodeError("its metadata has no rows")
+        check_features(facts.pop("requires", []))
+        rows, model = facts.pop("rows"), facts.pop("model", {})
+        arrays, others = _arrays_by_row(tensors, len(rows))
+        return cls(
+            rows=[_row(i, version, row, arrays[i]) for i, row in enumerate(rows)],
+            model=model,
+            unknown=facts,
+            unknown_arrays=others,
+        )
+
+
+def _version(metadata: Mapping[str, str]) -> int:
+    text = metadata.get("version", "")
+    if not text.isdecimal() or len(text) > 9 or int(text) < 1:
+        raise DodeError("its version is not a number")
+    if int(text) > VERSION:
+        raise DodeError(f"it has version {text}, and this pack reads up to {VERSION}: update the pack")
+    return int(text)
+
+
+def _row(i: int, version: int, facts: Any, arrays: Mapping[str, np.ndarray]) -> LambdaRow:
+    try:
+        if not isinstance(facts, dict):
+            raise DodeError("it is not an object")
+        return LambdaRow.from_json(migration.to_current(facts, version), arrays)
+    except DodeError as error:
+        raise DodeError(f"row {i}: {error}") from error
+
+
+def _arrays_by_row(
+    tensors: Mapping[str, np.ndarray], rows: int
+) -> tuple[list[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    """Each row's arrays by their names in it, and all others by their whole names."""
+    of_rows: list[dict[str, np.ndarray]] = [{} for _ in range(rows)]
+    places = {f"rows.{i}": arrays for i, arrays in enumerate(of_rows)}
+    others: dict[str, np.ndarray] = {}
+    for whole, array in tensors.items():
+        row, _, name = whole.rpartition(".")
+        places.get(row, others)[name if row in places else whole] = array
+    return of_rows, others
+
+
+def _check_suffix(path: Path) -> None:
+    if path.suffix != ".safetensors":
+        raise TableError(f"{path}: a table's file name ends in .safetensors")

@@ -1,0 +1,295 @@
+"""Distill λ on closed-form models: what it finds, says, saves, refuses, and leaves when it is ended."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from dode_nodes import DodeError, LambdaRow, LambdaTable, TableError
+from tests.hosts.comfy.node_calls import REFINED, empty, ksampler, rms
+from tests.hosts.conftest import conditioning
+
+pytestmark = pytest.mark.comfyui
+
+KINDS = ["EPS", "V_PREDICTION", "FLOW"]
+NOTHING_TO_FIT = "with one evaluation there is nothing to fit: that row is the plain solver"
+
+
+# --- What it finds ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_distil_then_sample_beats_the_stock_solver(kind, make_model, dode, drawn, lambdas_folder):
+    scheduler = "simple" if kind == "FLOW" else "karras"
+    model = make_model(kind)
+    table, report, *_, summary = dode.distil(model, scheduler=scheduler)
+    assert LambdaTable.load(lambdas_folder / "table.safetensors") == table
+    assert [row.steps for row in table.rows] == [5, 8]
+    assert len(drawn) == report.shape[0] == 1
+    assert report.std() > 0.01
+    assert "euler" in summary
+    assert table.model["prediction_type"] == {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow"}[kind]
+
+    converged = ksampler(model, empty(6), sampler="dpmpp_2m", scheduler=scheduler, steps=200)
+    stock = rms(ksampler(model, empty(6), scheduler=scheduler), converged)
+    assert rms(dode.ksampler(model, table, empty(6)), converged) < 0.8 * stock
+
+
+@pytest.mark.parametrize(
+    ("channels", "shape", "dimensions"), [(16, (1, 16, 4, 4), 2), (4, (1, 4, 3, 4, 4), 3)]
+)
+def test_other_latents(channels, shape, dimensions, make_model, dode):
+    model = make_model("FLOW", channels, dimensions)
+    latent = {"samples": torch.zeros(shape)}
+    table = dode.table(model, scheduler="simple", latent=latent)
+    assert table.model["channels"] == channels
+    assert dode.ksampler(model, table, latent).shape == shape
+
+
+def test_micro_batches_and_prompts(make_model, dode):
+    model = make_model()
+    split = dode.table(model, micro_batch=3, positive_2=conditioning(0.7), steps="6").rows[0]
+    whole = dode.table(model, micro_batch=8, positive_2=conditioning(0.7), steps="6").rows[0]
+    assert split.weights == pytest.approx(whole.weights, rel=1e-3, abs=1e-3)
+    assert split.settings["prompts"] == 2
+    batched = dode.table(model, positive=conditioning(0.2, 0.7), steps="6", micro_batch=3).rows[0]
+    assert batched.weights == pytest.approx(whole.weights, rel=1e-3, abs=1e-3)
+
+
+def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node, caplog):
+    with caplog.at_level("INFO"):
+        table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
+    (row,) = table.rows
+    assert row.weights.tolist() == [0.0]
+    assert torch.equal(by_dode["samples"], by_stock["samples"])
+    assert caplog.text.count(NOTHING_TO_FIT) == 1
+    assert sum(NOTHING_TO_FIT in line for line in on_the_node) == 1
+    assert "with one evaluation there is nothing to fit" in summary
+    (figure,) = drawn
+    words = [artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
+    assert "one evaluation: there is no λ to fit" in words
+
+
+def test_beside_one_step_the_others_are_refined(make_model, dode):
+    table = dode.table(make_model(), **REFINED | {"steps": "1, 4"})
+    assert [(row.steps, row.is_refined) for row in table.rows] == [(1, False), (4, False), (4, True)]
+
+
+def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, dode):
+    model = make_model()
+    table = dode.table(model, solver="heun", **REFINED)
+    rows = [row for row in table.rows if row.is_refined]
+    assert [(row.solver, row.form, row.has_own_sigmas) for row in rows] == [("heun", "lambda", False)]
+    patched = dode.apply(model, LambdaTable(rows, model=table.model))
+    by_model = ksampler(patched, empty(), sampler="heun", steps=4)
+    torch.testing.assert_close(by_model, dode.ksampler(model, table, empty(), steps=4))
+
+
+@pytest.mark.parametrize("solver", ["uni_pc", "uni_pc_bh2"])
+def test_solvers_that_need_a_schedule_in_float32_are_refined(solver, make_model, dode):
+    model = make_model()
+    table = dode.table(model, solver=solver, **REFINED | {"steps": "5"})
+    greedy, refined = table.rows
+    assert (greedy.solver, refined.is_refined) == (solver, True)
+    assert refined.error_from() < greedy.error_from()
+    alone = LambdaTable([refined], model=table.model)
+    stock = ksampler(model, empty(8), sampler=solver, steps=5)
+    converged = ksampler(model, empty(8), sampler="dpmpp_2m", steps=200)
+    assert rms(dode.ksampler(model, alone, empty(8), steps=5), converged) < rms(stock, converged)
+
+
+def test_a_sampler_of_another_pack_is_offered_and_distils(make_model, dode, monkeypatch):
+    import comfy.k_diffusion.sampling as k_diffusion
+    import comfy.samplers
+
+    def sample_ralston(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i in range(len(sigmas) - 1):
+            denoised = model(x, sigmas[i] * x.new_ones(len(x)), **extra_args)
+            if callback is not None:
+                callback({"x": x, "i": i, "sigma": sigmas[i], "sigma_hat": sigmas[i], "denoised": denoised})
+            d, step = (x - denoised) / sigmas[i], sigmas[i + 1] - sigmas[i]
+            if sigmas[i + 1] > 0:
+                middle = sigmas[i] + 2 / 3 * step
+                x_middle = x + 2 / 3 * step * d
+                d_middle = x_middle - model(x_middle, middle * x.new_ones(len(x)), **extra_args)
+                d = d / 4 + 3 / 4 * d_middle / middle
+            x = x + step * d
+        return x
+
+    monkeypatch.setattr(k_diffusion, "sample_ralston", sample_ralston, raising=False)
+    monkeypatch.setattr(comfy.samplers, "SAMPLER_NAMES", [*comfy.samplers.SAMPLER_NAMES, "ralston"])
+    offered = dode.pack.DistillLambdas.INPUT_TYPES()["required"]["solver"][1]["options"]
+    assert "ralston" in offered
+    table = dode.table(make_model(), solver="ralston", steps="6")
+    assert table.rows[0].evaluations == (2, 2, 2, 2, 2, 1)
+
+
+# --- What it says -----------------------------------------------------------------------------------------
+
+
+def test_the_cost_is_said_before_and_counted_down(make_model, dode, monkeypatch, caplog):
+    import comfy.utils
+
+    said, told = [], []
+    model = make_model()
+    monkeypatch.setattr(
+        "dode_nodes.hosts.comfy.reporter.show_text",
+        lambda node_id, text: said.append((model.model.evaluated, text)),
+    )
+    monkeypatch.setattr(
+        comfy.utils.ProgressBar,
+        "update_absolute",
+        lambda self, done, total, preview: told.append((done, total)),
+    )
+    with caplog.at_level("INFO"):
+        dode.distil(model, **REFINED)
+    evaluated, cost = said[0]
+    assert evaluated == 0
+    assert cost in caplog.text
+    numbers = re.fullmatch(
+        r"at most (\d+) evaluations: teacher \d+, students \d+, refining \d+ \(on up to \d+ latents\); "
+        r"then (\d+) for the results to look at",
+        cost,
+    )
+    assert said[1][0] > 0
+    assert re.search(r"teacher: \d+ of \d+ evaluations, .* left", said[1][1])
+    totals = [total for _, total in told]
+    assert totals[0] == sum(map(int, numbers.groups()))
+    assert all(after <= before for before, after in pairwise(totals))
+    done = [done for done, _ in told]
+    assert done == sorted(done)
+    assert done[-1] == totals[-1] == model.model.evaluated / 2  # positive and negative
+
+
+# --- What it saves ----------------------------------------------------------------------------------------
+
+
+def cancel_at(count: int) -> Callable[[int], None]:
+    """For a model's ``on_call``: press Cancel at this evaluation, once."""
+    import comfy.model_management
+
+    pressed = []
+
+    def on_call(evaluated: int) -> None:
+        if evaluated >= count and not pressed:
+            pressed.append(evaluated)
+            comfy.model_management.interrupt_current_processing()
+
+    return on_call
+
+
+@pytest.mark.parametrize(
+    ("part", "saved"),
+    [(0.1, []), (0.3, ["greedy"]), (0.5, ["greedy", "interrupted"]), (0.99, ["greedy", "whole"])],
+)
+def test_cancel_saves_what_was_found_and_the_next_run_works(
+    part, saved, make_model, dode, lambdas_folder, caplog
+):
+    """In the teacher, before the first Jacobian, between Jacobians, in the results to look at."""
+    import comfy.model_management
+
+    counted = make_model()
+    dode.distil(counted, save_name="sub/first", **REFINED)
+    total = counted.model.evaluated
+
+    model = make_model(on_call=cancel_at(int(part * total)))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        dode.distil(model, save_name="sub/cancelled", **REFINED)
+    assert 0 < model.model.evaluated < total
+    names = {path.name for path in (lambdas_folder / "sub").iterdir()}
+    assert names == {"first.safetensors"} | ({"cancelled-partial.safetensors"} if saved else set())
+    assert ("saved as cancelled-partial.safetensors" in caplog.text) == bool(saved)
+    if saved:
+        rows = LambdaTable.load(lambdas_folder / "sub" / "cancelled-partial.safetensors").rows
+        assert [kind_of(row) for row in rows] == saved
+        errors = [row.error_from() for row in rows]
+        assert errors == sorted(set(errors), reverse=True)  # each is nearer to the teacher than the last
+    model.model.on_call = None
+    dode.distil(model, save_name="next", steps="4")
+
+
+def kind_of(row: LambdaRow) -> str:
+    """How far it had come."""
+    if not row.is_refined:
+        return "greedy"
+    return "interrupted" if row.report["refined"].get("interrupted") else "whole"
+
+
+def test_a_cancel_is_not_hidden_by_a_full_disk(make_model, dode, lambdas_folder, monkeypatch, caplog):
+    import comfy.model_management
+
+    counted = make_model()
+    dode.distil(counted, save_name="first", **REFINED)
+    monkeypatch.setattr("os.fsync", full_disk)
+    model = make_model(on_call=cancel_at(counted.model.evaluated * 2 // 3))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        dode.distil(model, save_name="second", **REFINED)
+    assert [path.name for path in lambdas_folder.iterdir()] == ["first.safetensors"]
+    assert "could not be saved" in caplog.text
+
+
+def full_disk(*args: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_full_disk_is_said_and_leaves_no_part(make_model, dode, lambdas_folder, monkeypatch):
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(TableError, match="No space left"):
+        dode.distil(make_model())
+    assert list(lambdas_folder.iterdir()) == []
+
+
+def test_a_taken_name_gets_a_number(make_model, dode, lambdas_folder):
+    model = make_model()
+    for _ in range(3):
+        dode.distil(model, save_name="sub/name", steps="4")
+    names = sorted(path.name for path in (lambdas_folder / "sub").iterdir())
+    assert names == ["name.safetensors", "name_00001.safetensors", "name_00002.safetensors"]
+
+
+# --- What it refuses --------------------------------------------------------------------------------------
+
+
+def test_an_unwritable_folder_is_found_before_sampling(make_model, dode, monkeypatch):
+    def read_only(**kwargs: Any) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr("tempfile.TemporaryFile", read_only)
+    model = make_model()
+    with pytest.raises(TableError, match="Read-only"):
+        dode.distil(model)
+    assert model.model.evaluated == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent": {"samples": torch.ones(1, 4, 4, 4)}}, "Empty Latent"),
+        ({"latent": {"samples": torch.zeros(1, 4, 4, 4), "noise_mask": torch.ones(1, 4, 4)}}, "mask"),
+        ({"steps": "eight"}, "steps must be"),
+        ({"steps": "0"}, "steps must be"),
+        ({"save_name": "../../escape"}, "not a name"),
+        ({"save_name": "  "}, "not a name"),
+        ({"latents": 2, "positive": conditioning(0.1, 0.2, 0.3)}, "at least 3 latents"),
+        ({"sigmas": torch.empty(0)}, "zero steps; at least two are needed"),
+        ({"sigmas": torch.tensor([5.0])}, "zero steps; at least two are needed"),
+        ({"sigmas": torch.tensor([1.0, 2.0, 0.0])}, "descend"),
+        ({"sigmas": torch.tensor([5.0, 2.0, 1.0])}, "ends at σ = 0"),
+        ({"solver": "euler_ancestral"}, "stochastic"),
+        ({"teacher": "uni_pc"}, "teacher"),
+        ({"refine_budget": 0.01}, "too small"),
+    ],
+)
+def test_bad_input_is_refused_before_any_evaluation(changes, message, make_model, dode, lambdas_folder):
+    model = make_model()
+    with pytest.raises(DodeError, match=message):
+        dode.distil(model, **changes)
+    assert model.model.evaluated == 0
+    assert not [path for path in lambdas_folder.rglob("*") if path.is_file()]

@@ -1,0 +1,134 @@
+"""The command line on a checkpoint: loaded by ComfyUI's own loader, evaluated in its own sampling path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dode_nodes import LambdaTable, Progress
+from dode_nodes.__main__ import main
+from dode_nodes.cli import make_table as headless
+from dode_nodes.hosts.comfy.launch import find_comfyui
+from tests.checkpoints import write_sd15
+from tests.import_comfyui import REPOSITORY
+
+pytestmark = pytest.mark.comfyui
+
+
+@pytest.fixture(scope="module")
+def checkpoint(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("checkpoint") / "tiny.safetensors"
+    write_sd15(path)
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "mine.safetensors"
+
+
+def arguments(checkpoint: Path, out: Path, *more: str) -> list[str]:
+    return ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat", "--size", "64x64", "--cfg", "2",
+            "--steps", "3", "--latents", "4", "--scale", "1", "--out", str(out), *more]  # fmt: skip
+
+
+def test_as_a_program(checkpoint: Path, out: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "dode_nodes", *arguments(checkpoint, out, "--refine-budget", "0")],
+        capture_output=True, text=True, timeout=120, cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "COMFYUI_PATH": str(find_comfyui())},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "evaluations: teacher" in done.stdout.splitlines()[0]
+    assert done.stdout.endswith(f"The table: {out}\n")
+    table = LambdaTable.load(out)
+    assert (table.model["family"], table.model["prediction_type"]) == ("SD15", "eps")
+    assert [row.steps for row in table.rows] == [3]
+
+
+def test_the_nodes_take_the_table(checkpoint: Path, out: Path, pack: ModuleType, run_node: Any) -> None:
+    """Two prompts, refined; then ComfyUI's own nodes load the model, and the pack's sample with the table."""
+    import nodes
+    import torch
+
+    more = ["--prompt", "a dog", "--negative", "blurry", "--refine-budget", "8", "--solver", "dpmpp_2m"]
+    assert main(arguments(checkpoint, out, *more)) == 0
+    table = LambdaTable.load(out)
+    greedy = table.rows[0]
+    assert "refined" in table.rows[-1].report
+    expected = {"cfg": 2.0, "seed": 0, "prompts": 2, "scheduler": "karras", "latent_shape": [4, 8, 8]}
+    assert expected.items() <= greedy.settings.items()
+
+    model, clip, _ = load(checkpoint)
+    positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a cat", "blurry"))
+    (latent,) = run_node(
+        pack.DodeKSampler, model=model, positive=positive, negative=negative, cfg=2.0, seed=1, steps=3,
+        denoise=1.0, table=table, solver="dpmpp_2m", latent_image={"samples": torch.zeros(1, 4, 8, 8)},
+    )  # fmt: skip
+    assert latent["samples"].isfinite().all()
+
+
+def load(checkpoint: Path) -> tuple[Any, ...]:
+    """As the node 'Load Checkpoint'."""
+    import comfy.sd
+
+    return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["--size", "60x64"], "in multiples of 8 pixels"),
+        (["--schedule", "none"], "this ComfyUI has"),
+        (["--solver", "none"], "no solver is called"),
+        (["--teacher", "dpm_adaptive"], "dpm_adaptive"),
+        (["--latents", "2", "--prompt", "b", "--prompt", "c"], "need at least 3 latents"),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    options: list[str],
+    why: str,
+    checkpoint: Path,
+    out: Path,
+    pack: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert main(arguments(checkpoint, out, *options)) == 2
+    assert why in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_files_that_will_not_do(
+    checkpoint: Path, out: Path, pack: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without, cut = tmp_path / "without.safetensors", tmp_path / "cut.safetensors"
+    write_sd15(without, text_encoder=False)
+    with checkpoint.open("rb") as file:
+        cut.write_bytes(file.read(100_000))
+    for file, why in ((without, "it has no text encoder"), (cut, "ComfyUI cannot load it as a checkpoint")):
+        assert main(arguments(file, out)) == 2
+        assert f"error: {file}: {why}" in capsys.readouterr().err
+
+
+def test_interrupted_it_saves_what_was_found(
+    checkpoint: Path,
+    out: Path,
+    pack: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupt(self: headless.Reporter, progress: Progress) -> None:
+        if progress.stage == "refining":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(headless.Reporter, "__call__", interrupt)
+    assert main(arguments(checkpoint, out, "--refine-budget", "8")) == 130
+    partial = out.with_name("mine-partial.safetensors")
+    assert f"interrupted: what was found is in {partial}" in capsys.readouterr().err
+    assert LambdaTable.load(partial).model["family"] == "SD15"

@@ -1,0 +1,46 @@
+"""A real ComfyUI in this process, on the CPU, as an oracle and as a host to test in."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import warnings
+from pathlib import Path
+from types import ModuleType
+
+from dode_nodes.hosts.comfy.launch import open_comfyui
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+
+
+def import_comfyui(checkout: Path, base_directory: Path) -> ModuleType:
+    """Import `comfy` with what sampling needs; `base_directory` is where it looks for models and writes.
+
+    Raises:
+        ImportError: one of ComfyUI's own requirements is not installed.
+    """
+    (base_directory / "custom_nodes").mkdir(parents=True, exist_ok=True)
+    _stub_torchvision_if_broken()
+    open_comfyui(checkout, cpu=True, base_directory=base_directory)
+    for name in (
+        "k_diffusion.sampling",
+        "model_base",
+        "model_patcher",
+        "model_sampling",
+        "sample",
+        "samplers",
+    ):
+        importlib.import_module(f"comfy.{name}")
+    return sys.modules["comfy"]
+
+
+def _stub_torchvision_if_broken() -> None:
+    """ComfyUI imports torchvision but samples without it; few of its versions import beside a CPU torch."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its image codecs are missing
+            importlib.import_module("torchvision.transforms")
+    except (ImportError, RuntimeError):
+        stub = ModuleType("torchvision")
+        stub.transforms = ModuleType("torchvision.transforms")
+        sys.modules.update({"torchvision": stub, "torchvision.transforms": stub.transforms})

@@ -1,0 +1,248 @@
+"""The gate: what a name promises is kept, or refused by that name; what is unknown passes through unharmed."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from dode_nodes.errors import DodeError
+from dode_nodes.tables import gate
+from tests.tables import rows
+
+NUMBERS = [0, -1, 2.5, -1e308, 2**62]
+NO_NUMBERS = ["1", None, True, [1], {}, 10**400, 2**63, math.nan, math.inf]
+
+
+@pytest.mark.parametrize("value", NUMBERS)
+def test_numbers(value):
+    assert gate.is_number(value)
+    assert gate.finite(value) == value
+
+
+@pytest.mark.parametrize("value", NO_NUMBERS)
+def test_no_numbers(value):
+    assert not gate.is_number(value)
+
+
+def test_json_has_no_nan_and_no_infinity():
+    assert [gate.finite(value) for value in (None, math.nan, -math.inf)] == [None] * 3
+
+
+@pytest.mark.parametrize(
+    ("value", "yes"),
+    [(0, True), (2**64 - 1, True), (2**64, False), (-1, False), (1.0, False), (True, False), ("1", False)],
+)
+def test_counts(value, yes):
+    assert gate.is_count(value) == yes
+
+
+@pytest.mark.parametrize(
+    "name", ["euler", "of another pack", "euler, refined", "res_2s/ode", "λ", "<mine>", "<lambda>", "x" * 100]
+)
+def test_names(name):
+    assert gate.is_name(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "x" * 101,
+        "two\nlines",
+        "\x1b[2J",
+        "<",
+        "<>",
+        "<img src=x onerror=alert(1)>",
+        "<script>alert(1)</script>",
+        "<two words>",
+        "a<b>",
+        "a & b",
+        'a"b',
+        "a'b",
+        "`a`",
+        "a\\b",
+        3,
+        None,
+        ["euler"],
+    ],
+)
+def test_no_names(name):
+    assert not gate.is_name(name)
+
+
+def test_texts_are_short():
+    assert gate.is_text("<any> words\n" * 100)
+    assert not gate.is_text("x" * 10_001)
+    assert not gate.is_text(3)
+
+
+NAMES = (["euler"], [["x"], 3, None, "", "a<b", "x" * 101])
+COUNTS = ([0, 4], ["4", -1, 1.5, None, [4], True])
+MAYBE_NUMBERS = ([None, 0, -1.5], ["3.0", [3.0], {}, True, 10**400])
+
+KNOWN = {
+    "SETTINGS": {
+        "cfg": ([0, 7.5], ["7", -1, None, [7], 10**400]),
+        "seed": COUNTS,
+        "scheduler": NAMES,
+        "schedule": NAMES,
+        "latent_shape": ([[], [4, 8, 8]], [[4, "8"], [4, 8.0], [4, 0], "4", 4, None, [1] * 1001]),
+        "dtype": NAMES,
+        "latents": COUNTS,
+        "groups": COUNTS,
+        "prompts": COUNTS,
+        "teacher": (["heun", "<mine>"], [["x"], 3, None, "<img src=x>"]),
+        "scale": ([1, 40], [0, -1, "10", 1.5, None]),
+        "host": NAMES,
+    },
+    "MODEL": {
+        "name": (["", "my <model>"], [3, None, ["x"], "x" * 10_001]),
+        "kind": NAMES,
+        "family": NAMES,
+        "prediction_type": NAMES,
+        "channels": ([4], [0, "4", None, 4.0]),
+        "shift": MAYBE_NUMBERS,
+        "sigma_min": MAYBE_NUMBERS,
+        "sigma_max": MAYBE_NUMBERS,
+        "fingerprint": (
+            [{}, {"layout": "89cb", "values": [0.1, 2]}, {"x": 1}],
+            [None, "89cb", [], {"layout": 3}, {"layout": None}, {"values": ["0.1"]}, {"values": 0.1}],
+        ),
+        "patches": (
+            [{}, {"weights": 722, "strengths": [0.5, 1]}],
+            [None, 722, {"weights": "722"}, {"strengths": ["1"]}, {"strengths": 1}],
+        ),
+    },
+    "REPORT": {
+        "fitted_latents": COUNTS,
+        "held_out_latents": COUNTS,
+        "checked": ([True, False], ["yes", 1, None]),
+        "teacher_error": MAYBE_NUMBERS,
+        "lambda_standard_error": ([[], [None, 0.1]], [0.1, None, ["x"], [-0.1], {}]),
+        "undetermined": ([[], [1, 2]], [[1.5], ["1"], {"a": 1}, 1]),
+        "shrunk_to": ([0, 0.25], [None, "x", []]),
+        "after_steps": (
+            [{}, {"stock": [0.1, None], "dode": []}],
+            [None, [], {"stock": 0.1}, {"dode": ["x"]}, {"dode": [[]]}],
+        ),
+        "refined": (
+            [{}, {"kept": "Jacobian 1", "stages": [{"stage": "x"}], "interrupted": True}],
+            [
+                None,
+                3,
+                [],
+                {"kept": None},
+                {"kept": 5},
+                {"interrupted": "yes"},
+                {"stages": 5},
+                {"stages": [3]},
+                {"stages": [{}]},
+                {"stages": [{"stage": 4}]},
+                {"stages": [{"stage": "\x1b[2J"}]},
+                {"stages": [{"stage": "x", "fitted_error": "y"}]},
+                {"stages": [{"stage": "x", "held_out_error": []}]},
+                {"stages": [{"stage": "x", "evaluations": 10**999}]},
+                {"stages": [{"stage": "x"}] * 1001},
+            ],
+        ),
+        "evaluations": ([{}, {"teacher": 3}], [[1], None, {"teacher": "3"}, {"teacher": -1}]),
+    },
+}
+
+
+@pytest.mark.parametrize("which", KNOWN)
+def test_known_fields_are_what_they_say_or_are_refused_by_name(which):
+    checks = getattr(gate, which)
+    assert KNOWN[which].keys() == checks.keys()
+    for name, (good, bad) in KNOWN[which].items():
+        for value in good:
+            assert gate.checked({name: value}, checks, "it") == {name: value}
+        for value in bad:
+            with pytest.raises(DodeError, match=f"^it: '{name}' cannot be .{{0,60}}$"):
+                gate.checked({name: value}, checks, "it")
+
+
+@settings(max_examples=50, deadline=None)
+@given(facts=rows.unknown_objects)
+def test_what_is_unknown_is_kept_as_it_is(facts):
+    for checks in (gate.SETTINGS, gate.MODEL, gate.REPORT):
+        assert gate.checked(facts, checks, "it") == json.loads(json.dumps(facts))
+
+
+def test_facts_are_detached_and_read_only():
+    facts = {"cfg": 1, "x": {"y": [1]}}
+    copy = gate.checked(facts, gate.SETTINGS, "settings")
+    facts["x"]["y"].append(2)
+    assert copy == {"cfg": 1, "x": {"y": [1]}}
+    with pytest.raises(TypeError):
+        copy["cfg"] = 2
+
+
+@pytest.mark.parametrize("value", [[1], [["a", 1]], "ab", None, 3])
+def test_facts_are_an_object(value):
+    with pytest.raises(DodeError, match="^settings must be an object$"):
+        gate.json_object(value, "settings")
+
+
+@pytest.mark.parametrize("value", [{1, 2}, math.nan, math.inf, object(), b"x", np.zeros(2)])
+def test_facts_are_json(value):
+    with pytest.raises(DodeError, match="settings cannot be stored as JSON"):
+        gate.json_object({"x": value}, "settings")
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
+def test_facts_can_be_walked_through(opening, closing):
+    """However deep the stack is already."""
+    for depth, fits in ((31, True), (32, False), (900, False)):
+        facts = {"x": json.loads(opening * (depth - 1) + "1" + closing * (depth - 1))}
+        if fits:
+            assert gate.json_object(facts, "settings") == facts
+        else:
+            with pytest.raises(DodeError, match="settings: nested more than 32 deep"):
+                gate.json_object(facts, "settings")
+
+
+def test_numbers_are_copied_and_read_only():
+    given_ = np.array([1, 2], "f4")
+    copy = gate.numbers(given_, "it")
+    given_[0] = 9
+    assert (copy.tolist(), copy.dtype) == ([1, 2], np.float64)
+    with pytest.raises(ValueError, match="read-only"):
+        copy[0] = 3
+
+
+@pytest.mark.parametrize(
+    ("value", "why"),
+    [
+        (["a"], "^it must be numbers"),
+        ([1, [2]], "^it must be numbers"),
+        ([10**400], "^it must be numbers"),
+        ({}, "^it must be numbers"),
+        ([math.nan], "^it has NaN or infinite entries"),
+        ([-math.inf], "^it has NaN or infinite entries"),
+    ],
+)
+def test_what_holds_no_numbers_is_refused(value, why):
+    with pytest.raises(DodeError, match=why):
+        gate.numbers(value, "it")
+
+
+def test_arrays_of_a_later_version_are_numbers_of_any_kind():
+    arrays = {"a": np.array([1, np.nan], "f2"), "b": np.zeros((2, 0), bool), "c": np.uint8(3)}
+    copies = gate.foreign_arrays(arrays)
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(copies[name], value, strict=True)
+        assert not copies[name].flags.writeable
+    with pytest.raises(DodeError, match="the array 'x' must hold numbers, not <U1"):
+        gate.foreign_arrays({"x": np.array(["a"])})
+
+
+@pytest.mark.parametrize("sigmas", [[], [0], [1, 2, 0], [2, 2, 0], [2, 1], [1, 0, -1], [[2, 1, 0]], 3])
+def test_what_is_no_schedule_is_refused(sigmas):
+    gate.check_schedule(np.array([2.0, 1, 0]), "it")
+    with pytest.raises(DodeError, match="^it must descend, without repetition, to 0$"):
+        gate.check_schedule(np.array(sigmas, float), "it")
