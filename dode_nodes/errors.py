@@ -5,6 +5,10 @@ class DodeError(ValueError):
     """What was wrong with the input or the model's answer, and what to do about it."""
 
 
+class NotFinite(DodeError):
+    """The model's answer holds NaN or infinite values."""
+
+
 class IneligibleSampler(DodeError):
     """A sampler that cannot be distilled (or cannot teach); the message says which condition failed."""
 

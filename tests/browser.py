@@ -15,10 +15,10 @@ def missing() -> str | None:
     if shutil.which("node") is None:
         return "no node"
     if not Path(os.environ.get("CHROMIUM", CHROMIUM)).exists():
-        return f"no {CHROMIUM}: set CHROMIUM"
+        return f"no {CHROMIUM}: apt-get install chromium, or set CHROMIUM"
     folders = [Path(folder) for folder in node_environment()["NODE_PATH"].split(os.pathsep)]
     if not any((folder / "playwright-core").is_dir() for folder in folders):
-        return "no playwright-core: set NODE_PATH"
+        return "no playwright-core: npm install playwright-core, and set NODE_PATH to its node_modules"
     return None
 
 

@@ -104,13 +104,13 @@ def distilled(
     of: Latents,
     sigmas: Tensor,
     *,
-    teacher: Teacher = Teacher(),  # frozen
+    teacher: Teacher | None = None,
     solver: str | Sampler = "euler",
     solver_options: dict[str, Any] | None = None,
     **of_distill: Any,
 ) -> LambdaRow:
     """A row by a teacher's run of its own."""
-    targets = run_teacher(of, sigmas, teacher, solvers=solver, solver_options=solver_options)
+    targets = run_teacher(of, sigmas, teacher or Teacher(), solvers=solver, solver_options=solver_options)
     return distill(targets, sigmas, solver=solver, solver_options=solver_options, **of_distill)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ..errors import DodeError
+from ..errors import DodeError, NotFinite
 from ..sampling.denoiser import Denoiser, DenoiserProxy
 from .latents import MicroBatch
 from .progress import Progress
@@ -54,7 +54,7 @@ class _Watched(DenoiserProxy):
                 f"the model must return the denoised latents, {tuple(x.shape)}; it returned {what}"
             )
         if not denoised.isfinite().all():
-            raise DodeError(
+            raise NotFinite(
                 f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} "
                 f"({self._stage}). A model in half precision may need fp32 or bf16"
             )

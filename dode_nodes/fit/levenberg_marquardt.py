@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DodeError
+from ..errors import NotFinite
 from .evaluator import Evaluator
 from .latents import MicroBatch
 from .ranks import sum_over_ranks
@@ -98,7 +98,7 @@ class LeastSquaresProblem:
         """A run; its error is infinite where the network's answer is not finite, as in half precision it may be."""
         try:
             return self.run(student, like, until)
-        except DodeError:
+        except NotFinite:
             return _played(student, [], [torch.full((1, 1), math.inf)])
 
     def jacobian(self, played: Played, parameters: Sequence[Parameter]) -> Jacobian:

@@ -191,7 +191,10 @@ class Refinement:
 
     @property
     def best(self) -> LambdaRow:
-        """The best row so far; before the first stage, the row that was given."""
+        """The best row so far; before the first stage, the row that was given.
+
+        Until the last stage its report says that the refinement was interrupted.
+        """
         return self._as_row(interrupted=True) if self._finished is None else self._finished
 
     def _as_row(self, *, interrupted: bool) -> LambdaRow:

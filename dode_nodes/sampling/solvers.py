@@ -32,6 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm, trange
 
 from ..errors import DodeError
+from ..tables.gate import is_name
 
 Sampler = Callable[..., Tensor]
 Callback = Callable[[dict[str, Any]], None]
@@ -421,10 +422,12 @@ def resolve(solver: str | Sampler) -> Sampler:
     Resolve when sampling and keep no reference: packs reload the host's samplers.
 
     Raises:
-        DodeError: nobody has a sampler of that name.
+        DodeError: nobody has a sampler of that name, or no row could keep the name.
     """
     if callable(solver):
         return solver
+    if not is_name(solver):
+        raise DodeError(f"a table cannot hold the name of this solver: {solver!r}")
     sampler = None if _host_lookup is None else _host_lookup(solver)
     if sampler is None:
         sampler = SOLVERS.get(solver)

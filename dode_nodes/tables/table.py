@@ -177,8 +177,12 @@ def _arrays_by_row(
     places = {f"rows.{i}": arrays for i, arrays in enumerate(of_rows)}
     others: dict[str, np.ndarray] = {}
     for whole, array in tensors.items():
-        row, _, name = whole.rpartition(".")
-        places.get(row, others)[name if row in places else whole] = array
+        *row, name = whole.split(".", 2)  # a name in a row may have dots of its own
+        own = places.get(".".join(row))
+        if own is None:
+            others[whole] = array
+        else:
+            own[name] = array
     return of_rows, others
 
 

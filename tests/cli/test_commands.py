@@ -2,47 +2,52 @@
 
 from __future__ import annotations
 
-import functools
+import errno
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections import Counter
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from dode_nodes import DodeError, LambdaRow, LambdaTable, Progress
-from dode_nodes.__main__ import main
-from dode_nodes.cli import make_table as headless
-from dode_nodes.demo import experiment as demo_module
-from dode_nodes.demo.models import noise_schedule
+from dode_nodes import LambdaRow, LambdaTable, Pipeline
+from dode_nodes.cli.commands import main
+from dode_nodes.demo import experiment
 from dode_nodes.demo.results import FILES
-from dode_nodes.sampling.schedules import make_sigmas
-from dode_nodes.tables.describe import summary_text
+from dode_nodes.tables.provenance import HeldOutErrors
+from tests.demo.small import FRESH, make_small
 
 pytest.importorskip("matplotlib")
 
+REPORT = {
+    "fitted_latents": 6,
+    "held_out_latents": 2,
+    "checked": True,
+    "teacher_error": 0.0012,
+    "lambda_standard_error": [None, 0.0345, 0.0567],
+    "after_steps": {"stock": [0.5, 0.4, 0.2], "dode": [0.5, 0.3, 0.1]},
+    "shrunk_to": 1.0,
+    "evaluations": {"teacher": 300, "student": 24, "stock": 6},
+}
+
 
 def row(**fields: object) -> LambdaRow:
+    """A row of three steps, with all that was measured."""
     facts = {
         "solver": "euler",
         "sigmas": [10.0, 3.0, 0.5, 0.0],
         "evaluations": (1, 1, 1),
         "weights": [0.0, 0.4321, -0.1234],
         "settings": {"teacher": "dpmpp_2m", "cfg": 2.0, "latent_shape": [4, 8, 8]},
-        "report": {
-            "fitted_latents": 6,
-            "held_out_latents": 2,
-            "checked": True,
-            "teacher_error": 0.0012,
-            "lambda_standard_error": [None, 0.0345, 0.0567],
-            "error": {"stock": [0.5, 0.4, 0.2], "dode": [0.5, 0.3, 0.1], "stock_end": 0.2, "dode_end": 0.1},
-            "shrunk_to": 1.0,
-            "evaluations": {"teacher": 300, "student": 24, "stock": 6},
-        },
+        "errors": HeldOutErrors(2, (0.1, None, 0.05), 0.2),
+        "report": REPORT,
     }
     return LambdaRow(**(facts | fields))
 
@@ -57,6 +62,15 @@ def bad_file(tmp_path: Path) -> Path:
     path = tmp_path / "bad.safetensors"
     path.write_bytes(b"not a table")
     return path
+
+
+def with_report(file: Path, report: dict) -> None:
+    """Write another report into a table's file."""
+    with safe_open(file, framework="numpy") as opened:
+        metadata = opened.metadata()
+    facts = json.loads(metadata["table"])
+    facts["rows"][0]["report"] = report
+    save_file(load_file(file), file, metadata | {"table": json.dumps(facts)})
 
 
 class TestShow:
@@ -79,20 +93,21 @@ class TestShow:
         (shown,) = json.loads(capsys.readouterr().out)["rows"]
         assert shown["sigmas"] == [10.0, 3.0, 0.5, 0.0]
         assert shown["weights"] == [0.0, 0.4321, -0.1234]
-        assert shown["report"] == dict(row().report)
+        assert shown["report"] == REPORT
+        assert shown["errors"] == {"latents": 2, "dode": [0.1, None, 0.05], "stock": 0.2}
 
     @pytest.mark.parametrize(
         ("fields", "words"),
         [
-            ({"report": {"checked": False}}, "not checked"),
+            ({"errors": None, "report": {"checked": False}}, "not checked"),
             ({"report": {"shrunk_to": 0}}, "set to 0"),
             ({"report": {"shrunk_to": 0.25}}, "shrunk to 0.25"),
             ({"report": {"undetermined": [1, 2]}}, "at evaluation 2, 3"),
             ({"solver_options": {"max_order": 2}}, "max_order 2"),
-            ({"told_sigmas": [9.0, 2.5, 0.75]}, "0.75"),
-            ({"weights": [[0, 0], [1, 2], [3, 4]]}, "mean of 2 channels"),
             ({"form": "history", "weights": np.tril(np.full((3, 3), 0.5))}, "+0.5000 +0.5000 +0.5000"),
             ({"evaluations": (2, 0, 1)}, "euler, 3 steps"),
+            ({"errors": HeldOutErrors(2, (0.0, None, None), 0.0)}, "D-ODE 0.00"),
+            ({"errors": HeldOutErrors(2, (1e300, None, None), 5e-324)}, "1.00e+300"),
         ],
     )
     def test_every_kind_of_row(
@@ -103,32 +118,51 @@ class TestShow:
         assert words in capsys.readouterr().out
 
     @pytest.mark.parametrize(
-        "report",
+        "odd",
         [
-            {
-                "error": 1,
-                "lambda_standard_error": "?",
-                "evaluations": [1],
-                "teacher_error": {},
-                "shrunk_to": "x",
-            },
-            {"error": {"stock": {}, "dode": ["?"], "stock_end": 10**400, "dode_end": True}},
-            {"error": {"stock_end": 0.0, "dode_end": 0.0}, "undetermined": {"a": 1}},
-            {"error": {"stock_end": 5e-324, "dode_end": 1e300}, "undetermined": ["?"]},
+            {"after_steps": 1},
+            {"after_steps": {"stock": {}, "dode": ["?"]}},
+            {"lambda_standard_error": "?"},
+            {"evaluations": [1]},
+            {"teacher_error": 10**400},
+            {"shrunk_to": "x"},
+            {"undetermined": ["?"]},
         ],
     )
-    def test_odd_reports(self, report: dict, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        LambdaTable([row(report=report)]).save(tmp_path / "table.safetensors")
-        assert main(["show", str(tmp_path / "table.safetensors")]) == 0
+    @pytest.mark.parametrize("more", [[], ["--json"]])
+    def test_odd_reports_are_one_line(
+        self, odd: dict, more: list[str], table_file: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with_report(table_file, REPORT | odd)
+        assert main(["show", str(table_file), *more]) == 2
+        printed = capsys.readouterr()
+        (name,) = odd
+        assert re.fullmatch(rf"error: {re.escape(str(table_file))}: row 0: .*'{name}'.+\n", printed.err)
+        assert printed.out == ""
 
     def test_a_file_cannot_steer_the_terminal(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         hostile = "\x1b[2J\r\x07"
-        table = LambdaTable([row(solver=hostile, settings={hostile: hostile})], model={"name": hostile})
+        table = LambdaTable([row(settings={hostile: hostile})], model={"name": hostile})
         table.save(tmp_path / "table.safetensors")
         main(["show", str(tmp_path / "table.safetensors")])
         assert not set(hostile[:1] + "\r\x07") & set(capsys.readouterr().out)
+
+    def test_a_fingerprint_is_a_hash_and_not_its_48_values(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        values = [0.12345 + i for i in range(48)]
+        fingerprint = {"layout": "0123456789abcdef", "values": values}
+        facts = {"family": "SD15", "fingerprint": fingerprint, "patches": {"weights": 0, "strengths": []}}
+        LambdaTable([row()], model=facts).save(tmp_path / "table.safetensors")
+        assert main(["show", str(tmp_path / "table.safetensors")]) == 0
+        printed = capsys.readouterr().out
+        assert "fingerprint: 01234567" in printed
+        assert "12345" not in printed.replace("01234567", "")
+        assert "strengths" not in printed
+        assert main(["show", "--json", str(tmp_path / "table.safetensors")]) == 0
+        assert json.loads(capsys.readouterr().out)["model"]["fingerprint"]["values"] == values
 
 
 class TestValidate:
@@ -156,15 +190,17 @@ class TestErrors:
         [
             ["show", "missing.safetensors"],
             ["show", "."],
-            ["demo", "--steps", "1", "8"],
+            ["demo", "--steps", "0", "8"],
             ["demo", "--steps", "1001"],
             ["demo", "--seed", "-1"],
             ["demo", "--cfg", "nan"],
+            ["demo", "--cfg", "-3"],
             ["demo", "--out", "a-file/results"],
-            ["distill", "--steps", "1"],
+            ["distill", "--steps", "0"],
             ["distill", "--steps", "5", "1000"],
             ["distill", "--seed", "-1"],
             ["distill", "--cfg", "inf"],
+            ["distill", "--cfg", "-3"],
             ["distill", "--latents", "1"],
             ["distill", "--scale", "0"],
             ["distill", "--micro-batch", "0"],
@@ -181,10 +217,37 @@ class TestErrors:
             ["distill", "--checkpoint", "a-file", "--prompt", "a cat"],
             ["distill", "--checkpoint", "missing.safetensors", "--prompt", "a cat"],
         ],
+        ids=" ".join,
     )
-    def test_one_line_and_2(
+    def test_one_line_and_2_before_any_work(
         self,
         arguments: list[str],
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        monkeypatch.delattr(Pipeline, "run")
+        monkeypatch.chdir(tmp_path)
+        Path("a-file").write_text("")
+        assert main(arguments) == 2
+        printed = capsys.readouterr()
+        assert re.fullmatch(r"error: .+\n", printed.err)
+        assert "Errno" not in printed.err
+        assert printed.out == ""
+        assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+
+    @pytest.mark.parametrize(
+        ("arguments", "words"),
+        [
+            (["demo", "--cfg", "-3"], ["cfg", "at least 0", "-3"]),
+            (["distill", "--cfg", "-3"], ["cfg", "at least 0", "-3"]),
+            (["demo", "--out", "a-file/results"], ["a-file/results cannot be written", "--out"]),
+        ],
+    )
+    def test_the_line_says_what_to_do(
+        self,
+        arguments: list[str],
+        words: list[str],
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
@@ -192,10 +255,8 @@ class TestErrors:
         monkeypatch.chdir(tmp_path)
         Path("a-file").write_text("")
         assert main(arguments) == 2
-        printed = capsys.readouterr()
-        assert re.fullmatch(r"error: .+\n", printed.err)
-        assert printed.out == ""
-        assert [path.name for path in tmp_path.iterdir()] == ["a-file"]
+        printed = capsys.readouterr().err
+        assert all(word in printed for word in words)
 
     def test_as_a_program(self, bad_file: Path) -> None:
         def run(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -210,40 +271,32 @@ class TestErrors:
 
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo with as few latents as there are digits, few stock samplers and a short reference."""
-    monkeypatch.setattr(demo_module, "STOCK_SOLVERS", ("euler", "dpmpp_2m", "ipndm"))
-    monkeypatch.setattr(demo_module, "REFERENCE_STEPS", 24)
-    monkeypatch.setattr(demo_module, "REFERENCE_SCALE", 1)
-    small = functools.partial(demo_module.run_demo, latents=4, fresh_latents=10)
-    monkeypatch.setattr(demo_module, "run_demo", small)
+    make_small(monkeypatch)
 
 
 class TestDemo:
     @pytest.mark.usefixtures("small_demo")
-    @pytest.mark.parametrize("kind", ["eps", "flow"])
-    def test_prints_what_it_writes(
-        self, kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
+    def test_prints_what_it_writes(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         out = tmp_path / "out"
-        arguments = ["demo", "--model", kind, "--steps", "3", "2", "3", "--out", str(out), "--cfg", "1.5"]
+        arguments = ["demo", "--model", "flow", "--steps", "3", "2", "3", "--out", str(out), "--cfg", "1.5"]
         assert main(arguments) == 0
         assert sorted(path.name for path in out.iterdir()) == sorted(FILES)
         printed = capsys.readouterr()
         assert "ETA" in printed.err or "<" in printed.err
 
         facts = json.loads((out / "demo.json").read_text(encoding="utf-8"))
-        assert facts["command"].startswith("python -m dode_nodes demo --model " + kind)
+        assert facts["command"].startswith("python -m dode_nodes demo --model flow")
         assert facts["settings"]["steps"] == [2, 3]
         assert facts["settings"]["cfg"] == 1.5
         assert not set(facts["settings"]["latent_seeds"]) & set(facts["settings"]["fresh_seeds"])
         for pair in facts["comparison"]:
             words = [pair["what"], *(f"{pair[name]:#.3g}" for name in ("stock_error", "dode_error"))]
-            words.append(f"{pair['closer']} of 10")
+            words.append(f"{pair['closer']} of {FRESH}")
             assert any(all(word in line for word in words) for line in printed.out.splitlines()), words
 
         table = LambdaTable.load(out / "lambda.safetensors")
         refined = [row for row in table.rows if row.is_refined]
-        assert len(table.rows) - len(refined) == 2 * len(demo_module.STUDENTS)
+        assert len(table.rows) - len(refined) == 2 * len(experiment.STUDENTS)
         assert len(refined) == sum("refined D-" in pair["what"] for pair in facts["comparison"]) / 2 > 0
         for of_table, of_json in zip(table.rows, facts["table"]["rows"], strict=True):
             assert of_table.weights.tolist() == of_json["weights"]
@@ -275,11 +328,11 @@ class TestDemo:
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
     ) -> None:
-        def interrupt(*_: object, tell: demo_module.Tell, **__: object) -> None:
-            tell("teacher", 1, 10)
+        def interrupt(*_: object, progress: experiment.Tell, **__: object) -> None:
+            progress(experiment.Progress(10))
             raise KeyboardInterrupt
 
-        monkeypatch.setattr(demo_module, "run_demo", interrupt)
+        monkeypatch.setattr(experiment, "run_demo", interrupt)
         if existing:
             (tmp_path / "out").mkdir()
             (tmp_path / "out" / "a-picture.png").write_text("mine")
@@ -288,122 +341,34 @@ class TestDemo:
         left = [path.name for path in tmp_path.rglob("*")]
         assert left == (["out", "a-picture.png"] if existing else [])
 
-
-SMALL = ["distill", "--steps", "3", "--latents", "4", "--scale", "2"]
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    return tmp_path / "tables" / "mine.safetensors"
-
-
-def end_at(monkeypatch: pytest.MonkeyPatch, stage: str, evaluations: int, error: BaseException) -> None:
-    """Raise after so many of a stage's evaluations, as Ctrl-C or a model may."""
-    tell = headless.Reporter.__call__
-    seen: Counter[headless.Reporter] = Counter()
-
-    def ending(self: headless.Reporter, progress: Progress) -> None:
-        seen[self] += progress.stage == stage
-        if seen[self] > evaluations:
-            raise error
-        tell(self, progress)
-
-    monkeypatch.setattr(headless.Reporter, "__call__", ending)
-
-
-class TestDistill:
-    @pytest.mark.parametrize(("kind", "schedule"), [("eps", "karras"), ("flow", "simple")])
-    def test_says_the_cost_saves_and_shows_the_table(
-        self, kind: str, schedule: str, out: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        assert main([*SMALL, "--model", kind, "--steps", "4", "3", "4", "--out", str(out)]) == 0
-        table = LambdaTable.load(out)
-        assert [r.steps for r in table.rows if not r.is_refined] == [4, 3]
-        assert any("refined" in r.report for r in table.rows)
-        assert table.model == {"name": "embedded digits", "kind": kind}
-        for found in table.rows:
-            assert found.settings["schedule"] == schedule
-            assert found.settings["cfg"] == 2.0
-            assert found.report["held_out_latents"] == 1
-        printed = capsys.readouterr()
-        cost, *_, path = printed.out.splitlines()
-        assert re.match(r"\d+ evaluations: teacher \d+, students \d+, refining at most \d+", cost)
-        assert path == f"The table: {out}"
-        assert summary_text(table.rows) in printed.out
-        assert "evaluations/s" in printed.err
-        assert [file.name for file in out.parent.iterdir()] == ["mine.safetensors"]
-
-    def test_options_do_what_they_say(self, out: Path) -> None:
-        options = ["--solver", "dpmpp_2m", "--prediction", "data", "--schedule", "exponential", "--cfg", "1"]
-        assert main([*SMALL, *options, "--refine-budget", "0", "--seed", "7", "--out", str(out)]) == 0
-        (found,) = LambdaTable.load(out).rows
-        assert (found.solver, found.prediction) == ("dpmpp_2m", "data")
-        assert found.sigmas.tolist() == pytest.approx(
-            make_sigmas("exponential", 3, noise_schedule("eps")).tolist()
-        )
-        expected = {"cfg": 1.0, "seed": 7, "schedule": "exponential", "scale": 2, "latents": 4}
-        assert expected.items() <= found.settings.items()
-
-    def test_what_is_there_stays_and_nothing_is_evaluated(
-        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        monkeypatch.delattr(headless.Pipeline, "run")
-        out.parent.mkdir()
-        out.write_text("mine")
-        assert main([*SMALL, "--out", str(out)]) == 2
-        assert "exists already" in capsys.readouterr().err
-        assert out.read_text() == "mine"
-
-    def test_a_name_that_is_taken_meanwhile_costs_no_work(
-        self, out: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        run = headless.Pipeline.run
-
-        def run_and_write(self: headless.Pipeline, progress: object) -> None:
-            run(self, progress)
-            out.write_text("another's")
-
-        monkeypatch.setattr(headless.Pipeline, "run", run_and_write)
-        assert main([*SMALL, "--out", str(out)]) == 0
-        assert out.read_text() == "another's"
-        assert LambdaTable.load(out.with_name("mine-2.safetensors")).rows
-
-    def test_interrupted_it_saves_what_was_found(
-        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        end_at(monkeypatch, "refining", 60, KeyboardInterrupt())
-        for name in ("mine-partial", "mine-partial-2"):
-            assert main([*SMALL, "--refine-budget", "20", "--out", str(out)]) == 130
-            partial = out.with_name(f"{name}.safetensors")
-            assert capsys.readouterr().err.endswith(f"interrupted: what was found is in {partial}\n")
-            greedy, refined = LambdaTable.load(partial).rows
-            assert not greedy.is_refined
-            assert refined.report["refined"]["interrupted"]
-        assert not out.exists()
-
-    def test_interrupted_before_there_is_anything(
-        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        end_at(monkeypatch, "teacher", 3, KeyboardInterrupt())
-        assert main([*SMALL, "--out", str(out)]) == 130
-        assert capsys.readouterr().err.endswith("interrupted: nothing was written\n")
-        assert list(out.parent.iterdir()) == []
-
-    def test_an_error_costs_nothing_of_what_was_found(
-        self, out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        end_at(monkeypatch, "refining", 2, DodeError("no memory"))
-        assert main([*SMALL, "--out", str(out)]) == 2
-        partial = out.with_name("mine-partial.safetensors")
-        assert capsys.readouterr().err.endswith(f"what was found is in {partial}\nerror: no memory\n")
-        assert len(LambdaTable.load(partial).rows) == 1
-
-    def test_without_comfyui(
+    def test_a_disk_that_fills_up_is_said_without_its_number(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
-        checkpoint = tmp_path / "model.safetensors"
-        checkpoint.write_bytes(b"")
-        arguments = ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat"]
-        assert main([*arguments, "--out", str(tmp_path / "table.safetensors")]) == 2
-        assert "set COMFYUI_PATH" in capsys.readouterr().err
+        def full(*_: object, **__: object) -> None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "grid.png")
+
+        monkeypatch.setattr(experiment, "run_demo", full)
+        assert main(["demo", "--out", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err.splitlines()[-1] == "error: grid.png: No space left on device"
+        assert list(tmp_path.iterdir()) == []
+
+    def test_terminated_it_ends_as_interrupted_and_leaves_nothing(self, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "dode_nodes", "demo", "--out", str(out)],
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+        try:
+            end = time.monotonic() + 60
+            while not any(out.glob(".part-*")) and process.poll() is None and time.monotonic() < end:
+                time.sleep(0.02)
+            assert any(out.glob(".part-*"))
+            process.send_signal(signal.SIGTERM)
+            printed, complaint = process.communicate(timeout=60)
+        finally:
+            process.kill()
+        assert process.returncode == 130, complaint
+        assert complaint.splitlines()[-1] == "interrupted: nothing was written"
+        assert "Traceback" not in complaint
+        assert printed == ""
+        assert list(tmp_path.iterdir()) == []

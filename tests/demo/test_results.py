@@ -19,6 +19,11 @@ def test_results_appear_together_at_the_end(tmp_path: Path) -> None:
     assert [path.name for path in folder.iterdir()] == ["grid.png"]
 
 
+def write_and_stop(file: Path) -> None:
+    file.write_text("a picture")
+    raise KeyboardInterrupt
+
+
 @pytest.mark.parametrize("existing", [True, False])
 def test_where_it_fails_nothing_is_left(existing: bool, tmp_path: Path) -> None:
     folder = tmp_path / "out"
@@ -26,23 +31,29 @@ def test_where_it_fails_nothing_is_left(existing: bool, tmp_path: Path) -> None:
         folder.mkdir()
         (folder / "a-picture.png").write_text("mine")
     with pytest.raises(KeyboardInterrupt), results_folder(folder) as part:
-        (part / "grid.png").write_text("a picture")
-        raise KeyboardInterrupt
+        write_and_stop(part / "grid.png")
     left = [path.name for path in tmp_path.rglob("*")]
     assert left == (["out", "a-picture.png"] if existing else [])
 
 
 def test_results_of_another_demo_that_ended_meanwhile_are_not_overwritten(tmp_path: Path) -> None:
-    with pytest.raises(DodeError, match="nothing is overwritten"), results_folder(tmp_path) as part:
-        (part / "grid.png").write_text("ours")
-        (tmp_path / "grid.png").write_text("theirs")
+    def write_both() -> None:
+        with results_folder(tmp_path) as part:
+            (part / "grid.png").write_text("ours")
+            (tmp_path / "grid.png").write_text("theirs")
+
+    with pytest.raises(DodeError, match="nothing is overwritten"):
+        write_both()
     assert [path.read_text() for path in tmp_path.iterdir()] == ["theirs"]
 
 
 @pytest.mark.parametrize("name", ["file", "file/out"])
 def test_a_folder_that_cannot_be_written_is_a_sentence_with_a_way_out(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DodeError, match=r"cannot be written.*--out") as refused, results_folder(tmp_path / name):
+    with (
+        pytest.raises(DodeError, match=r"cannot be written.*--out") as refused,
+        results_folder(tmp_path / name),
+    ):
         pytest.fail("there is no such folder")
     assert "Errno" not in str(refused.value)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]

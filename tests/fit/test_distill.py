@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -69,8 +70,9 @@ def test_two_step_euler_by_hand():
         "noise": (teacher - (x1 - s1 * o1)) / (-s1 * (o1 - o0)),
         "data": (teacher - (x1 - s1 * o1)) / ((x1 - s1 * o1) - (1 - s0 * o0)),
     }
+    subject = on(latents(5, sigma=s0), GAUSSIAN)
     for prediction, expected in by_hand.items():
-        row = distilled(on(latents(5, sigma=s0), GAUSSIAN), sigmas, prediction=prediction, teacher=Teacher("euler", 2))
+        row = distilled(subject, sigmas, prediction=prediction, teacher=Teacher("euler", 2))
         np.testing.assert_allclose(row.weights, [0, expected], rtol=1e-10)
         assert row.error_from() < 1e-12
 
@@ -205,26 +207,31 @@ def test_every_latent_keeps_its_own_conditioning(size):
 
 
 def euler_lambdas(x):
-    return weights(on(x), scale=3)
+    return weights(on(x), scale=2)
 
 
-@settings(max_examples=8, deadline=None)
+@cache
+def expected_lambdas(*shape):
+    return euler_lambdas(latents(*shape))
+
+
+@settings(max_examples=6, deadline=None)
 @given(order=st.permutations(range(6)))
 def test_order_of_the_fitted_latents_does_not_matter(order):
     x = latents(7)
-    np.testing.assert_allclose(euler_lambdas(x[[*order, 6]]), euler_lambdas(x), rtol=1e-9)
+    np.testing.assert_allclose(euler_lambdas(x[[*order, 6]]), expected_lambdas(7), rtol=1e-9)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(order=st.permutations(range(9)), mirrored=st.booleans())
 def test_lambda_has_the_symmetries_of_the_model(order, mirrored):
     """two_peaks acts on every element alike and is odd."""
     x = latents(5, 1, 3, 3)
     other = x.flatten(1)[:, order].reshape(x.shape) * (-1 if mirrored else 1)
-    np.testing.assert_allclose(euler_lambdas(other), euler_lambdas(x), rtol=1e-9)
+    np.testing.assert_allclose(euler_lambdas(other), expected_lambdas(5, 1, 3, 3), rtol=1e-9)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=6, deadline=None)
 @given(scale=st.floats(0.01, 100))
 def test_lambda_is_dimensionless(scale):
     """Of a model in other units: data, noise and σ times a number."""
@@ -232,9 +239,9 @@ def test_lambda_is_dimensionless(scale):
     def scaled(x, sigma):
         return scale * two_peaks(x / scale, sigma / scale)
 
-    teacher = Teacher(scale=3, flow=False)
+    teacher = Teacher(scale=2, flow=False)
     row = distilled(on(scale * latents(5), scaled), scale * SIGMAS, teacher=teacher)
-    np.testing.assert_allclose(row.weights, weights(on(latents(5)), scale=3), rtol=1e-6)
+    np.testing.assert_allclose(row.weights, expected_lambdas(5), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(6,), (2, 9), (2, 3, 3), (2, 2, 3, 3)])
@@ -388,7 +395,8 @@ def test_sampler_finds_the_models_attributes_everywhere():
         found.append(denoiser.inner_model is model.inner_model)
         return sample_euler(denoiser, x, sigmas, **kwargs)
 
-    distilled(on(latents(4), model), SIGMAS, solver=asks_behind_the_call, teacher=Teacher(asks_behind_the_call))
+    teacher = Teacher(asks_behind_the_call)
+    distilled(on(latents(4), model), SIGMAS, solver=asks_behind_the_call, teacher=teacher)
     assert len(found) > 20
     assert all(found)
 
@@ -433,14 +441,17 @@ def test_interruption_passes_unchanged_and_leaves_nothing(where, batches):
             raise stop
 
     model = Stopping()
-    with pytest.raises(Interrupted) as caught:
+
+    def both():
         targets = run_teacher(on(x, model), SIGMAS, Teacher(scale=4), progress=interrupt)
-        distill(targets, SIGMAS, progress=interrupt)
+        return distill(targets, SIGMAS, progress=interrupt)
+
+    with pytest.raises(Interrupted) as caught:
+        both()
     assert caught.value is stop
     assert len(model.batches) == batches
     batches = -1
-    again = distill(run_teacher(on(x, model), SIGMAS, Teacher(scale=4)), SIGMAS)
-    np.testing.assert_array_equal(again.weights, weights(on(latents(4)), scale=4))
+    np.testing.assert_array_equal(both().weights, weights(on(latents(4)), scale=4))
 
 
 def fails_from(evaluation):

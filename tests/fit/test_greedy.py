@@ -40,7 +40,8 @@ def lambdas(found):
 def anywhere(x):
     """Targets out of the blue, which no λ reaches; of ``x``, a quarter is held out."""
     states = {s: [latents(len(x), seed=i + 9, sigma=1.0)] for i, s in enumerate(SIGMAS[1:].tolist())}
-    return Targets(Latents.of(two_peaks, x), Teacher(), states, own_error=None, evaluations=0, approach_cost=0)
+    subject = Latents.of(two_peaks, x)
+    return Targets(subject, Teacher(), states, own_error=None, evaluations=0, approach_cost=0)
 
 
 def outputs(prediction, x, sigma):

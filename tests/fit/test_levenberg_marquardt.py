@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch

@@ -19,6 +19,7 @@ from dode_nodes.cli.commands import main
 from dode_nodes.fit.ranks import is_first_rank, process_group, rank_and_size, share
 from tests import ranks
 from tests.import_comfyui import REPOSITORY
+from tests.toys import Note
 
 RANKS = 2
 SECONDS = 60

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -62,6 +63,12 @@ def begun(of, sigmas=SIGMAS, solver="euler", **kwargs):
     return targets, distill(targets, sigmas, solver=solver)
 
 
+@cache
+def begun_on_eight():
+    """The same of eight latents, for all tests that change nothing of it."""
+    return begun(on(latents(8)))
+
+
 def row_of(solver="euler", sigmas=SIGMAS, weights=None, evaluations=None, **fields):
     """A row of zeros, which is the plain solver, unless weights are given."""
     evaluations = evaluations or (1,) * (len(sigmas) - 1)
@@ -89,7 +96,7 @@ def test_refined_is_far_nearer_on_unseen_latents(solver, sigmas):
     x, fresh = (latents(count, sigma=float(sigmas[0]), seed=seed) for count, seed in ((16, 0), (32, 1)))
     targets, row = begun(on(x), sigmas, solver)
     refined = refine(targets, row)
-    (exact,) = taught(on(fresh), sigmas, scale=60).ends
+    exact = SOLVERS["dpmpp_2m"](two_peaks, fresh, Teacher(scale=60).grid([], [sigmas]), disable=True)
     before, after = (
         root_mean_square(sample_dode(two_peaks, fresh, r.sigmas, disable=True, row=r) - exact)
         for r in (row, refined)
@@ -182,8 +189,10 @@ def test_harmful_weights_are_dropped():
     assert refined.error_from() < report["plain solver"]["held_out_error"]
 
 
-@pytest.mark.parametrize("solver", ["euler", "heun"])
-@pytest.mark.parametrize("weight", [1e39, -1e39, 1e19, -1e300])
+@pytest.mark.parametrize(
+    ("solver", "weight"),
+    [("euler", 1e39), ("euler", -1e39), ("euler", 1e19), ("heun", 1e39), ("heun", -1e300)],
+)
 def test_weights_that_no_latent_stands_end_with_a_fit_of_the_plain_solver(weight, solver):
     """In float32 the row given ends in infinity or NaN, which is no error and no loop."""
     evaluations = (2, 2, 2, 1) if solver == "heun" else (1, 1, 1, 1)
@@ -205,7 +214,7 @@ def test_weights_that_no_latent_stands_end_with_a_fit_of_the_plain_solver(weight
 
 
 def test_a_model_that_no_start_comes_through_is_an_error():
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     asked = []
 
     def breaks(x, sigma):
@@ -274,7 +283,7 @@ def test_later_starts_of_a_kept_schedule_are_from_the_teachers_states(solver):
 
 
 def test_goes_through_a_file(tmp_path):
-    refined = refine(*begun(on(latents(6))))
+    refined = refine(*begun_on_eight())
     path = LambdaTable([refined]).save(tmp_path / "refined.safetensors")
     (again,) = LambdaTable.load(path).rows
     assert again == refined
@@ -286,7 +295,7 @@ def test_goes_through_a_file(tmp_path):
 
 
 def test_its_schedule_is_found_in_parts():
-    refined = refine(*begun(on(latents(6))))
+    refined = refine(*begun_on_eight())
     assert refined.find(refined.sigmas[2:]).step == 2
     end = sample_dode(
         two_peaks, latents(2, sigma=refined.sigmas[2]), refined.sigmas[2:], disable=True, row=refined
@@ -435,7 +444,7 @@ def test_any_precision_and_any_rank(dtype):
 @pytest.mark.parametrize("after", [0.0, 0.1, 0.25, 0.8])
 @pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
 def test_interrupt_passes_on_and_leaves_the_best_row(after, kind):
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     refinement, interrupt, told = Refinement(targets, row), kind(), Telling()
 
     def stop(p):
@@ -456,7 +465,7 @@ def test_interrupt_passes_on_and_leaves_the_best_row(after, kind):
 
 
 def test_interrupted_after_the_fit_it_has_all_but_the_later_starts():
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     refinement, whole = Refinement(targets, row), refine(targets, row)
 
     def stop(p):
@@ -472,7 +481,7 @@ def test_interrupted_after_the_fit_it_has_all_but_the_later_starts():
 
 
 def test_it_can_be_asked_before_during_and_after_its_stages():
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     refinement = Refinement(targets, row)
     assert (refinement.stages, refinement.best.sha256) == ([], row.sha256)
     assert refinement.best.report["refined"] == {"kept": "row given", "stages": [], "interrupted": True}
@@ -497,7 +506,7 @@ def test_it_can_be_asked_before_during_and_after_its_stages():
 
 
 def test_a_second_run_finds_the_same():
-    targets, row = begun(on(latents(6)))
+    targets, row = begun_on_eight()
     refinement = Refinement(targets, row)
     first = refinement.run()
     assert refinement.best == first
@@ -505,7 +514,7 @@ def test_a_second_run_finds_the_same():
 
 
 def test_leaving_the_loop_gives_back_what_was_planned_for_the_rest():
-    targets, row = begun(on(latents(6)))
+    targets, row = begun_on_eight()
     refinement, told = Refinement(targets, row), Telling()
     work = Progress(refinement.plan.evaluations, told)
     (part,) = work.split(refinement.plan.fitting)
@@ -522,7 +531,7 @@ def test_nan_is_an_error_that_leaves_the_best_row():
     def breaks(x, sigma, **extra_args):
         return two_peaks(x, sigma) * (float("nan") if next(calls) == 30 else 1)
 
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     refinement = Refinement(replace(targets, latents=on(latents(8), breaks)), row)
     with pytest.raises(DodeError, match="NaN"):
         refinement.run()
@@ -534,7 +543,7 @@ def test_nan_is_an_error_that_leaves_the_best_row():
 
 
 def test_a_refined_row_can_be_refined_again():
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     once = refine(targets, row)
     again = refine(targets, once)
     assert stages(again)["row given"]["held_out_error"] == pytest.approx(once.error_from(), rel=1e-9)
@@ -596,7 +605,7 @@ def test_every_single_stage_solver_becomes_weights():
 
 def test_errors_of_a_row_from_elsewhere_are_measured_again():
     """They were of other latents."""
-    targets, row = begun(on(latents(8)))
+    targets, row = begun_on_eight()
     elsewhere = replace(row, errors=HeldOutErrors(100, (1e-9, None, None, None), 2e-9))
     refined = refine(targets, elsewhere)
     assert refined.errors == refine(targets, row).errors

@@ -423,6 +423,13 @@ def test_unknown_name_is_refused_with_a_suggestion():
         resolve("xyz")
 
 
+@pytest.mark.parametrize("name", ["a & b", "<two words>", "", "x" * 101])
+def test_name_that_no_row_can_keep_is_refused_though_the_host_has_it(host, name):
+    host[name] = solvers.sample_euler
+    with pytest.raises(DodeError, match="a table cannot hold the name of this solver"):
+        resolve(name)
+
+
 def test_solvers_is_read_only():
     with pytest.raises(TypeError):
         SOLVERS["euler"] = solvers.sample_heun

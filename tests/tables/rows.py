@@ -151,8 +151,7 @@ def rows(draw):
         solver_options=draw(st.dictionaries(st.text(), json_values, max_size=4)),
         origin=origin,
         errors=draw(
-            st.none()
-            | st.builds(HeldOutErrors, st.integers(1, 99), measured, st.none() | st.floats(0, 1e9))
+            st.none() | st.builds(HeldOutErrors, st.integers(1, 99), measured, st.none() | st.floats(0, 1e9))
         ),
         best_stock=draw(st.none() | stock_settings),
         loras=draw(st.lists(loras, max_size=2)),

@@ -1,12 +1,20 @@
-"""Rows in words: how they were found, greedy or refined, whatever a file's report says."""
+"""Rows and tables in words: how they were found, greedy or refined, and how good they are."""
 
 from __future__ import annotations
 
+import json
+import tracemalloc
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
 
-from dode_nodes import LambdaRow
-from dode_nodes.tables.describe import row_text, summary_text
+from dode_nodes import LambdaRow, LambdaTable
+from dode_nodes.tables.describe import row_text, summary_text, table_json, table_text
+from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
+from dode_nodes.tables.row import MAX_EVALUATIONS
+from tests.tables import rows
+from tests.tables.rows import row_of
 
 STAGES = [
     {"stage": "row given", "fitted_error": 0.2, "held_out_error": 0.25, "evaluations": 30},
@@ -14,22 +22,39 @@ STAGES = [
     {"stage": "Jacobian 1", "fitted_error": 0.05, "held_out_error": None, "evaluations": 600},
 ]
 BEGAN = {"solver": "ipndm", "solver_options": {}, "sigmas": [8.0, 3.0, 1.0, 0.0]}
+KINDS = {"row given": "distilled", "plain solver": "plain"}
 
 
 def row(kept: str = "Jacobian 1", **refined: object) -> LambdaRow:
-    """A refined row of three steps."""
+    """A row of three steps that went through a refinement."""
     report = {
-        "error": {"stock": [None, None, 0.5], "dode": [None, None, 0.06], "stock_end": 0.5, "dode_end": 0.06},
+        "fitted_latents": 12,
+        "after_steps": {"stock": [None, None, 0.5], "dode": [None, None, 0.06]},
         "evaluations": {"teacher": 100, "refining": 600},
-        "refined": {"kept": kept, "from": BEGAN, "stages": STAGES} | refined,
+        "refined": {"kept": kept, "stages": STAGES} | refined,
     }
     sigmas = np.array([8.0, 4.0, 2.0, 0.0])
-    return LambdaRow("euler", sigmas, (1, 1, 1), np.tri(3), form="history", report=report)
+    kind = KINDS.get(kept, "refined")
+    return LambdaRow(
+        "euler",
+        sigmas,
+        (1, 1, 1),
+        np.tri(3),
+        form="history",
+        origin=Origin(kind, **(BEGAN if kind == "refined" else {})),
+        errors=HeldOutErrors(4, (0.06, 0.05, None), 0.5),
+        report=report,
+    )
+
+
+def lines_of(text: str) -> list[str]:
+    """Its lines, with single spaces."""
+    return [" ".join(line.split()) for line in text.splitlines()]
 
 
 def test_a_refined_row_says_what_it_began_with_and_came_to() -> None:
     text = row_text(row())
-    lines = [" ".join(line.split()) for line in text.splitlines()]
+    lines = lines_of(text)
     assert "refined end to end from ipndm: kept what was nearest to the teacher, Jacobian 1" in lines
     assert "stage held-out error fitted error evaluations so far" in lines
     assert "plain solver 0.500 0.400 60" in lines
@@ -71,17 +96,103 @@ def test_the_summary_has_no_room_for_a_triangle() -> None:
     ]
 
 
-@pytest.mark.parametrize(
-    "refined",
-    [
-        {"stages": 5},
-        {"stages": [3, None, {}, {"stage": 4}]},
-        {"stages": [{"stage": "\x1b[2J", "fitted_error": "x", "held_out_error": [], "evaluations": 10**999}]},
-        {"from": [], "interrupted": "yes"},
-    ],
-)
-def test_odd_reports_are_shown_as_far_as_they_go(refined: dict) -> None:
-    text = row_text(row(**refined))
-    assert "refined end to end" in text
-    assert "\x1b" not in text
-    summary_text([row(**refined)])
+def test_the_summary_has_errors_and_lambda() -> None:
+    _, line, unchecked = summary_text([row_of(error=0.1), row_of("heun", evaluations=(1, 1, 1))]).splitlines()
+    assert line.split() == ["euler", "noise", "3", "–", "0.100", "–", "+0.1000", "+0.2000"]
+    assert unchecked.split()[3:5] == ["–", "–"]
+
+
+def test_a_solver_that_is_called_refined_is_not_a_refined_row() -> None:
+    named = row_of("euler, refined", weights=[0, 0.7, 0.7])
+    refined = row_of(origin=Origin("refined", "euler", {}, [8.0, 4.0, 2.0, 0.0]), weights=[0, 0.3, 0.3])
+    for table in ([named, refined], [refined, named]):
+        _, *lines = summary_text(table).splitlines()
+        assert [("+0.7000" in line, "+0.3000" in line) for line in lines] == [
+            (each is named, each is refined) for each in table
+        ]
+    assert "refined from" not in row_text(named)
+    assert "refined from euler" in row_text(refined)
+
+
+def test_errors_of_the_whole_and_of_later_starts() -> None:
+    lines = lines_of(row_text(row()))
+    assert "error at the end: stock 0.500, D-ODE 0.0600 (−88 %)" in lines
+    assert "measured on 4 held-out latents, against the teacher; fitted on 12" in lines
+    assert "error where only the last steps are run: 2: 0.0500" in lines
+    assert "not checked" not in row_text(row())
+    assert "not checked" in row_text(row_of(report={"checked": False}))
+
+
+def test_the_stock_setting_and_the_loras() -> None:
+    stock = StockSetting("dpmpp_2m", "karras", 0.125, 16, discard_penultimate=True)
+    text = row_text(row_of(best_stock=stock, loras=[Lora("01234567" * 8, 0.8, "a\x1b[2J.safetensors")]))
+    assert "best stock setting: dpmpp_2m, karras without the penultimate σ, 0.125 on 16 latents" in text
+    assert "with the LoRA 01234567 a\N{REPLACEMENT CHARACTER}[2J.safetensors at 0.8" in text
+
+
+def test_hashes_are_shown_by_eight_digits() -> None:
+    table = LambdaTable([row(), row_of("heun")])
+    lines = lines_of(table_text(table))
+    assert lines[0] == f"table {table.sha256[:8]}"
+    shown = [line for line in lines if line.startswith("numbers")]
+    assert shown == [f"numbers {each.sha256[:8]}" for each in table.rows]
+    told = table_json(table)
+    assert (told["sha256"], [each["sha256"] for each in told["rows"]]) == (
+        table.sha256,
+        [each.sha256 for each in table.rows],
+    )
+
+
+def test_a_fingerprint_is_named_not_printed() -> None:
+    values = [round(0.011 * i + 0.2, 5) for i in range(48)]
+    model = {
+        "family": "SD15",
+        "fingerprint": {"layout": "89cb2f5b2975123c", "values": values},
+        "patches": {"weights": 722, "strengths": [0.55]},
+    }
+    text = table_text(LambdaTable([row_of(weights=np.zeros(3))], model))
+    assert "family SD15" in text
+    assert "fingerprint: 89cb2f5b" in text
+    assert "with LoRAs or patches on 722 weights" in text
+    assert not any(f"{value:g}" in text for value in values)
+
+
+def test_json_is_all_of_a_table() -> None:
+    table = LambdaTable([row()], {"family": "SD15"}, unknown={"x": 1})
+    told = json.loads(json.dumps(table_json(table)))
+    assert (told["model"], told["x"]) == ({"family": "SD15"}, 1)
+    (of_row,) = told["rows"]
+    assert (of_row["sigmas"], of_row["weights"]) == ([8, 4, 2, 0], np.tri(3).tolist())
+    assert of_row["errors"] == {"latents": 4, "dode": [0.06, 0.05, None], "stock": 0.5}
+
+
+def test_the_largest_table_text_fits_memory() -> None:
+    n = MAX_EVALUATIONS
+    largest = LambdaRow("euler", np.linspace(1, 0, n + 1), (1,) * n, np.tri(n) / 7, form="history")
+    tracemalloc.start()
+    try:
+        text = table_text(LambdaTable([largest]))
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert text.count("+0.1429") == n * (n + 1) // 2
+    assert peak < 20e6
+
+
+def test_many_long_stages_fit_memory() -> None:
+    long = row(stages=[{"stage": "x" * 100}] + [{"stage": "x"}] * 999)
+    tracemalloc.start()
+    try:
+        row_text(long)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 20e6
+
+
+@settings(max_examples=25, deadline=None)
+@given(table=rows.tables)
+def test_whatever_passes_the_gate_can_be_shown_and_steers_no_terminal(table: LambdaTable) -> None:
+    for text in (table_text(table), summary_text(table.rows)):
+        assert all(c.isprintable() or c == "\n" for c in text)
+    json.dumps(table_json(table), allow_nan=False)

@@ -184,7 +184,7 @@ def test_facts_are_detached_and_read_only():
 
 @pytest.mark.parametrize("value", [[1], [["a", 1]], "ab", None, 3])
 def test_facts_are_an_object(value):
-    with pytest.raises(DodeError, match="^settings must be an object$"):
+    with pytest.raises(DodeError, match=r"^settings must be an object$"):
         gate.json_object(value, "settings")
 
 
@@ -244,5 +244,5 @@ def test_arrays_of_a_later_version_are_numbers_of_any_kind():
 @pytest.mark.parametrize("sigmas", [[], [0], [1, 2, 0], [2, 2, 0], [2, 1], [1, 0, -1], [[2, 1, 0]], 3])
 def test_what_is_no_schedule_is_refused(sigmas):
     gate.check_schedule(np.array([2.0, 1, 0]), "it")
-    with pytest.raises(DodeError, match="^it must descend, without repetition, to 0$"):
+    with pytest.raises(DodeError, match=r"^it must descend, without repetition, to 0$"):
         gate.check_schedule(np.array(sigmas, float), "it")

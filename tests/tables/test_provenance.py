@@ -71,7 +71,7 @@ def test_what_is_no_such_thing_is_refused(kind, facts, why):
 @pytest.mark.parametrize("kind", [Origin, HeldOutErrors, StockSetting, Lora])
 @pytest.mark.parametrize("facts", [None, 3, "text", [], [["kind", "plain"]]])
 def test_a_part_is_an_object(kind, facts):
-    with pytest.raises(DodeError, match="^'x' must be an object$"):
+    with pytest.raises(DodeError, match=r"^'x' must be an object$"):
         provenance.read(kind, facts, "'x'")
 
 
@@ -79,7 +79,7 @@ def test_a_missing_field_is_named():
     for kind, facts, name in ((HeldOutErrors, {"latents": 4}, "dode"), (Lora, {"strength": 1}, "sha256")):
         with pytest.raises(DodeError, match=f"^'x': .*{name}"):
             provenance.read(kind, facts, "'x'")
-    with pytest.raises(DodeError, match="^'errors': "):
+    with pytest.raises(DodeError, match=r"^'errors': "):
         provenance.read(HeldOutErrors, {"latents": 4, "dode": 0.1}, "'errors'")
 
 

@@ -44,7 +44,7 @@ def _texts(schema: Any) -> dict[str, Any]:
 def main() -> None:
     """Write locales/en/nodeDefs.json."""
     import_comfyui(find_comfyui(), Path(tempfile.mkdtemp()))
-    from dode_nodes.hosts.comfy import DodeExtension
+    from dode_nodes.hosts.comfy.extension import DodeExtension
 
     texts = english(asyncio.run(DodeExtension().get_node_list()))
     path = LOCALES / "en" / "nodeDefs.json"

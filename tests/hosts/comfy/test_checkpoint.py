@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from dode_nodes import LambdaTable, Progress
-from dode_nodes.__main__ import main
-from dode_nodes.cli import make_table as headless
+from dode_nodes.cli.bar import Bar
+from dode_nodes.cli.commands import main
 from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.checkpoints import write_sd15
 from tests.import_comfyui import REPOSITORY
@@ -123,11 +123,11 @@ def test_interrupted_it_saves_what_was_found(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def interrupt(self: headless.Reporter, progress: Progress) -> None:
+    def interrupt(self: Bar, progress: Progress) -> None:
         if progress.stage == "refining":
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(headless.Reporter, "__call__", interrupt)
+    monkeypatch.setattr(Bar, "__call__", interrupt)
     assert main(arguments(checkpoint, out, "--refine-budget", "8")) == 130
     partial = out.with_name("mine-partial.safetensors")
     assert f"interrupted: what was found is in {partial}" in capsys.readouterr().err

@@ -78,7 +78,7 @@ def test_distil_sample_and_apply(make, run_node, pack, inputs):
         pack.DistillLambdas, model=model, **(inputs.distil | changes | {"scheduler": scheduler, "cfg": 1.5})
     )[0]
     (row,) = table.rows
-    assert row.report["error"]["dode_end"] <= row.report["error"]["stock_end"]
+    assert row.error_from() <= row.errors.stock
 
     settings = {"steps": 5, "cfg": 1.5, "seed": 3, "denoise": 1.0, "solver": "any"}
     (sampled,) = run_node(

@@ -13,13 +13,13 @@ import pytest
 import torch
 
 from dode_nodes import DodeError, LambdaRow, LambdaTable, TableError
+from dode_nodes.cli.commands import main
 from tests.hosts.comfy.node_calls import REFINED, empty, ksampler, rms
 from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
 KINDS = ["EPS", "V_PREDICTION", "FLOW"]
-NOTHING_TO_FIT = "with one evaluation there is nothing to fit: that row is the plain solver"
 
 
 # --- What it finds ----------------------------------------------------------------------------------------
@@ -63,18 +63,25 @@ def test_micro_batches_and_prompts(make_model, dode):
     assert batched.weights == pytest.approx(whole.weights, rel=1e-3, abs=1e-3)
 
 
-def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node, caplog):
-    with caplog.at_level("INFO"):
-        table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
+def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node):
+    table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
     (row,) = table.rows
     assert row.weights.tolist() == [0.0]
     assert torch.equal(by_dode["samples"], by_stock["samples"])
-    assert caplog.text.count(NOTHING_TO_FIT) == 1
-    assert sum(NOTHING_TO_FIT in line for line in on_the_node) == 1
+    assert sum("with one evaluation there is nothing to fit" in line for line in on_the_node) == 1
     assert "with one evaluation there is nothing to fit" in summary
     (figure,) = drawn
     words = [artist.get_text() for artist in figure.findobj(lambda artist: hasattr(artist, "get_text"))]
     assert "one evaluation: there is no λ to fit" in words
+
+
+def test_the_command_line_says_the_same_of_one_step(make_model, dode, on_the_node, capsys, tmp_path):
+    dode.distil(make_model(), steps="1")
+    arguments = ["distill", "--steps", "1", "--latents", "2", "--scale", "1"]
+    assert main([*arguments, "--out", str(tmp_path / "by_command.safetensors")]) == 0
+    remark = capsys.readouterr().out.splitlines()[1]
+    assert "nothing to fit" in remark
+    assert on_the_node[0].endswith(f"; {remark}")
 
 
 def test_beside_one_step_the_others_are_refined(make_model, dode):

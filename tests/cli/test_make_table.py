@@ -1,0 +1,153 @@
+"""``distill`` for an embedded model: what it says, writes, and leaves when it is ended."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from dode_nodes import LambdaTable, Pipeline, Progress
+from dode_nodes.cli.bar import Bar
+from dode_nodes.cli.commands import main
+from dode_nodes.demo.models import noise_schedule
+from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.tables.describe import summary_text
+
+SMALL = ["distill", "--steps", "3", "--latents", "4", "--scale", "2"]
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "tables" / "mine.safetensors"
+
+
+def end_at(monkeypatch: pytest.MonkeyPatch, stage: str, evaluations: int, error: BaseException) -> None:
+    """Raise after so many of a stage's evaluations, as Ctrl-C or a model may."""
+    tell = Bar.__call__
+    seen: Counter[Bar] = Counter()
+
+    def ending(self: Bar, progress: Progress) -> None:
+        seen[self] += progress.stage == stage
+        if seen[self] > evaluations:
+            raise error
+        tell(self, progress)
+
+    monkeypatch.setattr(Bar, "__call__", ending)
+
+
+@pytest.mark.parametrize(("kind", "schedule"), [("eps", "karras"), ("flow", "simple")])
+def test_says_the_cost_saves_and_shows_the_table(
+    kind: str, schedule: str, out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--model", kind, "--steps", "4", "3", "4", "--out", str(out)]) == 0
+    table = LambdaTable.load(out)
+    assert [r.steps for r in table.rows if not r.is_refined] == [4, 3]
+    assert any("refined" in r.report for r in table.rows)
+    assert table.model == {"name": "embedded digits", "kind": kind}
+    for found in table.rows:
+        assert found.settings["schedule"] == schedule
+        assert found.settings["cfg"] == 2.0
+        assert found.report["held_out_latents"] == 1
+    printed = capsys.readouterr()
+    cost, *_, path = printed.out.splitlines()
+    assert re.match(r"at most \d+ evaluations: teacher \d+, students \d+, refining \d+", cost)
+    assert path == f"The table: {out}"
+    assert summary_text(table.rows) in printed.out
+    assert "evaluations/s" in printed.err
+    assert [file.name for file in out.parent.iterdir()] == ["mine.safetensors"]
+
+
+def test_one_step_makes_a_row_and_says_that_there_is_nothing_to_fit(
+    out: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*SMALL, "--steps", "1", "--out", str(out)]) == 0
+    (found,) = LambdaTable.load(out).rows
+    assert found.weights.tolist() == [0.0]
+    printed = capsys.readouterr().out
+    cost, remark, *_ = printed.splitlines()
+    assert "refining" not in cost
+    assert "with one evaluation there is nothing to fit" in remark
+    assert printed.count(remark) == 1
+
+
+def test_options_do_what_they_say(out: Path) -> None:
+    options = ["--solver", "dpmpp_2m", "--prediction", "data", "--schedule", "exponential", "--cfg", "1"]
+    assert main([*SMALL, *options, "--refine-budget", "0", "--seed", "7", "--out", str(out)]) == 0
+    (found,) = LambdaTable.load(out).rows
+    assert (found.solver, found.prediction) == ("dpmpp_2m", "data")
+    assert found.sigmas.tolist() == pytest.approx(
+        make_sigmas("exponential", 3, noise_schedule("eps")).tolist()
+    )
+    expected = {"cfg": 1.0, "seed": 7, "schedule": "exponential", "scale": 2, "latents": 4}
+    assert expected.items() <= found.settings.items()
+
+
+def test_what_is_there_stays_and_nothing_is_evaluated(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delattr(Pipeline, "run")
+    out.parent.mkdir()
+    out.write_text("mine")
+    assert main([*SMALL, "--out", str(out)]) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert out.read_text() == "mine"
+
+
+def test_a_name_that_is_taken_meanwhile_costs_no_work(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Pipeline.run
+
+    def run_and_write(self: Pipeline, progress: object) -> None:
+        run(self, progress)
+        out.write_text("another's")
+
+    monkeypatch.setattr(Pipeline, "run", run_and_write)
+    assert main([*SMALL, "--refine-budget", "0", "--out", str(out)]) == 0
+    assert out.read_text() == "another's"
+    assert LambdaTable.load(out.with_name("mine-2.safetensors")).rows
+
+
+def test_interrupted_it_saves_what_was_found(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end_at(monkeypatch, "refining", 60, KeyboardInterrupt())
+    for name in ("mine-partial", "mine-partial-2"):
+        assert main([*SMALL, "--refine-budget", "20", "--out", str(out)]) == 130
+        partial = out.with_name(f"{name}.safetensors")
+        assert capsys.readouterr().err.endswith(f"interrupted: what was found is in {partial}\n")
+        greedy, refined = LambdaTable.load(partial).rows
+        assert not greedy.is_refined
+        assert refined.report["refined"]["interrupted"]
+    assert not out.exists()
+
+
+def test_interrupted_before_there_is_anything(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end_at(monkeypatch, "teacher", 3, KeyboardInterrupt())
+    assert main([*SMALL, "--out", str(out)]) == 130
+    assert capsys.readouterr().err.endswith("interrupted: nothing was written\n")
+    assert list(out.parent.iterdir()) == []
+
+
+def test_an_error_costs_nothing_of_what_was_found(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    end_at(monkeypatch, "refining", 2, OSError(errno.ENOMEM, "no memory"))
+    assert main([*SMALL, "--out", str(out)]) == 2
+    partial = out.with_name("mine-partial.safetensors")
+    assert capsys.readouterr().err.endswith(f"what was found is in {partial}\nerror: no memory\n")
+    assert len(LambdaTable.load(partial).rows) == 1
+
+
+def test_without_comfyui(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMFYUI_PATH", str(tmp_path))
+    checkpoint = tmp_path / "model.safetensors"
+    checkpoint.write_bytes(b"")
+    arguments = ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat"]
+    assert main([*arguments, "--out", str(tmp_path / "table.safetensors")]) == 2
+    assert "set COMFYUI_PATH" in capsys.readouterr().err

@@ -1,0 +1,167 @@
+"""Models to try the nodes on, each with prompts that mean something to it; and ComfyUI's own sampling of them."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tests.checkpoints import write_sd15
+from tests.hosts.conftest import conditioning, mixture_denoised
+
+Conditioning = list[list[Any]]
+Latent = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model, its prompts and an empty latent.
+
+    Attributes:
+        scheduler: one that suits the model.
+        calls: the batch size of each of the network's evaluations so far, guidance included; those of patched
+            clones, too.
+    """
+
+    model: Any
+    positive: Conditioning
+    negative: Conditioning
+    latent: Latent
+    scheduler: str
+    calls: list[int]
+
+
+def watch(model: Any) -> list[int]:
+    """The batch sizes of all evaluations of a model's network from now on."""
+    calls: list[int] = []
+    evaluate = model.model._apply_model
+
+    def watched(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        calls.append(len(x))
+        return evaluate(x, *args, **kwargs)
+
+    model.model._apply_model = watched
+    return calls
+
+
+def mixture(kind: str, channels: int, shape: tuple[int, ...], **format_attributes: Any) -> Subject:
+    """A closed form: every number of a latent of ``shape`` is drawn from three Gaussians."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.supported_models_base
+
+    class Config(comfy.supported_models_base.BASE):
+        sampling_settings = {"shift": 1.0}  # noqa: RUF012
+        memory_usage_factor = 0.01
+
+        def __init__(self) -> None:
+            super().__init__({"disable_unet_model_creation": True, "in_channels": channels})
+            self.latent_format = comfy.latent_formats.LatentFormat()
+            attributes = {"latent_channels": channels, "latent_dimensions": len(shape) - 2}
+            vars(self.latent_format).update(attributes | format_attributes)
+
+    class Mixture(comfy.model_base.BaseModel):
+        def _apply_model(
+            self, x: Tensor, t: Tensor, c_concat: None, c_crossattn: Tensor, *args: Any, **kwargs: Any
+        ) -> Tensor:
+            flow = self.model_type == comfy.model_base.ModelType.FLOW
+            offsets = c_crossattn[:, 0, 0].tolist()
+            rows = [mixture_denoised(x[i : i + 1], t[i : i + 1], offsets[i], flow) for i in range(len(x))]
+            return torch.cat(rows)
+
+    network = Mixture(Config(), getattr(comfy.model_base.ModelType, kind))
+    network.diffusion_model = nn.Linear(16, 16)
+    network.diffusion_model.dtype = torch.float32
+    model = _patcher(network)
+    scheduler = "simple" if kind == "FLOW" else "karras"
+    latent = {"samples": torch.zeros(shape)}
+    return Subject(model, conditioning(0.2), conditioning(-0.1), latent, scheduler, watch(model))
+
+
+def sd15(checkpoint: Path) -> Subject:
+    """A tiny Stable Diffusion 1.5, by ComfyUI's own loader; the file is written where it is missing."""
+    import comfy.sd
+
+    if not checkpoint.exists():
+        write_sd15(checkpoint, text_encoder=False)
+    model, *_ = comfy.sd.load_checkpoint_guess_config(str(checkpoint), output_vae=False, output_clip=False)
+    latent = {"samples": torch.zeros(1, 4, 8, 8)}
+    return Subject(model, _context(1, 77, 768), _context(2, 77, 768), latent, "karras", watch(model))
+
+
+FRAMES = 14
+
+
+def video() -> Subject:
+    """A tiny Stable Video Diffusion: the batch of its latent is the frames of one video."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    unet = {
+        "image_size": 32, "in_channels": 8, "out_channels": 4, "model_channels": 64, "channel_mult": [1],
+        "num_res_blocks": [1], "transformer_depth": [1], "transformer_depth_output": [0, 0],
+        "transformer_depth_middle": -2, "use_spatial_transformer": True, "context_dim": 1024, "num_heads": -1,
+        "num_head_channels": 64, "use_linear_in_transformer": True, "adm_in_channels": 768,
+        "num_classes": "sequential", "use_temporal_attention": True, "use_temporal_resblock": True,
+        "legacy": False, "extra_ff_mix_layer": True, "merge_strategy": "learned_with_images",
+        "merge_factor": 0.0, "video_kernel_size": [3, 1, 1], "disable_temporal_crossattention": False,
+        "max_ddpm_temb_period": 10000, "dtype": torch.float32,
+    }  # fmt: skip
+    network = comfy.model_base.SVD_img2vid(
+        comfy.supported_models.SVD_img2vid(unet), device=torch.device("cpu")
+    )
+    generator = torch.Generator().manual_seed(0)
+    for name, weight in network.named_parameters():
+        if weight.ndim > 1:
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.3 / weight[0].numel() ** 0.5
+        else:
+            weight.data = torch.full_like(weight, float(name.endswith("weight")))
+    model = _patcher(network)
+    settings = {"motion_bucket_id": 127, "fps": 6, "augmentation_level": 0.0}
+    picture = torch.randn(1, 4, 8, 8, generator=generator)
+    positive = _context(1, 1, 1024, **settings, concat_latent_image=picture)
+    negative = [[torch.zeros(1, 1, 1024), settings | {"concat_latent_image": torch.zeros(1, 4, 8, 8)}]]
+    return Subject(
+        model, positive, negative, {"samples": torch.zeros(FRAMES, 4, 8, 8)}, "karras", watch(model)
+    )
+
+
+def _patcher(network: nn.Module) -> Any:
+    import comfy.model_patcher
+
+    return comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
+
+
+def _context(seed: int, tokens: int, width: int, **settings: Any) -> Conditioning:
+    generator = torch.Generator().manual_seed(seed)
+    return [[torch.randn(1, tokens, width, generator=generator), settings]]
+
+
+def stock_node(module: str, name: str, **inputs: Any) -> Any:
+    """The first output of a node of comfy_extras, of either generation."""
+    node = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
+    if hasattr(node, "PREPARE_CLASS_CLONE"):
+        return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**inputs).args[0]
+    return getattr(node(), node.FUNCTION)(**inputs)[0]
+
+
+def ksampler(subject: Subject, latent: Latent | None = None, **changes: Any) -> Tensor:
+    """The latent of ComfyUI's KSampler node."""
+    import nodes
+
+    settings = {
+        "seed": 5, "steps": 5, "cfg": 2.0, "sampler_name": "euler", "scheduler": subject.scheduler,
+        "denoise": 1.0, "positive": subject.positive, "negative": subject.negative,
+        "latent": subject.latent if latent is None else latent,
+    }  # fmt: skip
+    (result,) = nodes.common_ksampler(subject.model, **(settings | changes))
+    return result["samples"]
+
+
+def rms(a: Tensor, b: Tensor) -> float:
+    """Root of the mean square of the difference."""
+    return float((a.double() - b.double()).square().mean().sqrt())

@@ -1,0 +1,160 @@
+"""Models and guiders that do more than guidance: caches, guidance with a memory, several scales."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from tests.hosts.comfy.cases.pack import Pack
+from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node
+
+pytestmark = pytest.mark.comfyui
+
+not_probed = pytest.mark.xfail(
+    strict=True, reason="nobody asks before the teacher whether one state has one answer"
+)
+only_cfg_is_read = pytest.mark.xfail(
+    strict=True,
+    reason="DualCFGGuider's scales are cfg1 and cfg2; the 1.0 that it inherits as cfg is taken for it",
+)
+A_PROBE = 12
+"""Evaluations that finding out may take: one state asked twice, another in between."""
+
+
+def lazy_cache(model: Any, start: float = 0.0) -> Any:
+    return stock_node(
+        "nodes_easycache", "LazyCacheNode", model=model, reuse_threshold=0.2, start_percent=start,
+        end_percent=0.95, verbose=False,
+    )  # fmt: skip
+
+
+def lazy_cache_later(model: Any) -> Any:
+    """As the node has it at first."""
+    return lazy_cache(model, 0.15)
+
+
+def easy_cache(model: Any) -> Any:
+    return stock_node(
+        "nodes_easycache", "EasyCacheNode", model=model, reuse_threshold=0.2, start_percent=0.0,
+        end_percent=0.95, verbose=False,
+    )  # fmt: skip
+
+
+def refusal(dode: Pack, subject: Subject, **changes: Any) -> str:
+    """The error of a distillation that must be refused before the teacher."""
+    with pytest.raises(dode.library.DodeError) as raised:
+        dode.distil(subject, **changes)
+    assert len(subject.calls) <= A_PROBE
+    return str(raised.value)
+
+
+@not_probed
+@pytest.mark.parametrize(
+    ("kind", "cache", "micro_batch"),
+    [
+        ("eps", lazy_cache, 0),
+        ("flow", lazy_cache, 1),
+        ("eps", lazy_cache_later, 1),
+        ("flow", lazy_cache_later, 0),
+    ],
+)
+def test_a_cache_is_refused_by_name(kind, cache, micro_batch, dode):
+    subject = dode.demo(kind, side=4)
+    subject = replace(subject, model=cache(subject.model))
+    assert "LazyCache" in refusal(dode, subject, micro_batch=micro_batch)
+
+
+@not_probed
+def test_a_cache_inside_the_network_is_refused_by_name(sd15, dode):
+    subject = replace(sd15, model=easy_cache(sd15.model))
+    assert "EasyCache" in refusal(dode, subject, latents=2, scale=4)
+
+
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_a_cache_is_no_hindrance_to_sampling_with_a_table(kind, dode):
+    subject = dode.demo(kind)
+    subject = replace(subject, model=lazy_cache_later(subject.model))
+    sampled = dode.ksampler(subject, dode.shipped(kind), steps=8)["samples"]
+    assert sampled.isfinite().all()
+    assert len(subject.calls) < 8
+
+
+def with_momentum(model: Any) -> Any:
+    """Guidance that remembers the step before."""
+    return stock_node("nodes_apg", "APG", model=model, eta=1.0, norm_threshold=5.0, momentum=-0.5)
+
+
+def mahiro(model: Any) -> Any:
+    """Guidance of which all of a batch get the mean."""
+    return stock_node("nodes_mahiro", "Mahiro", model=model)
+
+
+def by_the_largest_of_the_batch(model: Any) -> Any:
+    """As dynamic thresholding is often written: one threshold for the batch."""
+
+    def thresholded(arguments: dict[str, Any]) -> Any:
+        denoised = arguments["denoised"]
+        largest = denoised.abs().quantile(0.9)
+        return denoised.clamp(-largest, largest)
+
+    patched = model.clone()
+    patched.set_model_sampler_post_cfg_function(thresholded)
+    return patched
+
+
+@not_probed
+@pytest.mark.parametrize(
+    ("patch", "micro_batch"),
+    [(with_momentum, 0), (with_momentum, 1), (mahiro, 0), (mahiro, 2), (by_the_largest_of_the_batch, 0)],
+)
+def test_guidance_that_remembers_or_couples_is_said_or_refused(patch, micro_batch, dode, said):
+    subject = dode.demo(side=4)
+    subject = replace(subject, model=patch(subject.model))
+    try:
+        dode.distil(subject, latents=4, steps="4", micro_batch=micro_batch)
+    except dode.library.DodeError as error:
+        assert len(subject.calls) <= A_PROBE
+        told = str(error)
+    else:
+        told = said()
+    assert re.search("guidance|model|patch|micro_batch|batch", told)
+
+
+def test_plain_guidance_is_neither_said_nor_refused(dode, said):
+    tables = [dode.distil(dode.demo(side=4), micro_batch=size)["table"] for size in (0, 3)]
+    errors = [table.rows[0].errors.dode[0] for table in tables]
+    assert errors == pytest.approx(errors[:1] * 2, rel=1e-3)
+    assert not said()
+
+
+def two_prompts(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+    return stock_node(
+        "nodes_custom_sampler", "DualCFGGuider", model=model, cond1=positive, cond2=positive,
+        negative=negative, cfg_conds=cfg, cfg_cond2_negative=cfg, style="regular",
+    )  # fmt: skip
+
+
+def one_prompt(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
+    return stock_node(
+        "nodes_custom_sampler", "CFGGuider", model=model, positive=positive, negative=negative, cfg=cfg
+    )
+
+
+@pytest.mark.parametrize("cfg", [2.0, 7.0])
+@pytest.mark.parametrize("guider", [one_prompt, pytest.param(two_prompts, marks=only_cfg_is_read)])
+def test_no_remark_on_guidance_that_is_not_so(guider, cfg, dode, said):
+    """The table is of cfg 2. Of a guider whose scale is not known nothing is said."""
+    subject, table = dode.demo(), dode.shipped("eps")
+    sampler = dode.run("DODE_Sampler", table=table, solver="any")["sampler"]
+    sigmas = dode.run("DODE_Sigmas", table=table, steps=6, denoise=1.0, solver="any")["sigmas"]
+    sampled = stock_node(
+        "nodes_custom_sampler", "SamplerCustomAdvanced",
+        noise=stock_node("nodes_custom_sampler", "RandomNoise", noise_seed=5),
+        guider=guider(subject.model, subject.positive, subject.negative, cfg), sampler=sampler, sigmas=sigmas,
+        latent_image=subject.latent,
+    )["samples"]  # fmt: skip
+    assert set(re.findall(r"this is cfg (\S+)", said())) <= ({"7"} if cfg == 7.0 else set())
+    assert rms(sampled, dode.ksampler(subject, table, steps=6, cfg=cfg)["samples"]) < 1e-5

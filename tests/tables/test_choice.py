@@ -1,0 +1,88 @@
+"""A row is chosen by what is to be run: its number of steps, where it begins, and the errors from there."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from dode_nodes.errors import DodeError
+from dode_nodes.tables.choice import part_for_steps, rows_of
+from dode_nodes.tables.provenance import Origin
+from dode_nodes.tables.table import LambdaTable
+from tests.tables.rows import row_of
+
+EIGHT = (*np.geomspace(14.6, 0.05, 8).tolist(), 0.0)
+FOUR = EIGHT[::2]
+
+
+def eight(whole, last_four=None, **facts):
+    """A row of eight steps with these held-out errors."""
+    errors = [whole, *[None] * 7]
+    errors[4] = last_four
+    return row_of(sigmas=EIGHT, error=tuple(errors), **facts)
+
+
+def test_the_best_row_is_the_one_that_is_best_at_what_is_run():
+    whole, late = eight(0.1, 0.3), eight(0.2, 0.05)
+    for order in ([whole, late], [late, whole]):
+        table = LambdaTable(order)
+        assert part_for_steps(table, 8).row is whole
+        assert part_for_steps(table, 8, denoise=0.5).row is late
+
+
+def test_where_a_part_was_not_measured_the_whole_decides_then_the_first():
+    good, bad, same, part = eight(0.1), eight(0.3), eight(0.1, weights=np.zeros(8)), eight(0.3, 0.2)
+    for order in itertools.permutations([good, bad, same]):
+        first = next(row for row in order if row is not bad)
+        assert part_for_steps(LambdaTable(order), 8, 0.5).row is first
+    assert part_for_steps(LambdaTable([good, part]), 8, 0.5).row is part
+
+
+@pytest.mark.parametrize(
+    ("denoise", "steps"), [(1.0, 8), (0.95, 8), (0.5, 4), (0.3, 2), (0.1, 1), (0.06, 0), (0.0, 0)]
+)
+def test_denoise_is_a_share_of_the_steps(denoise, steps):
+    part = part_for_steps(LambdaTable([row_of(sigmas=EIGHT), row_of(sigmas=FOUR)]), 8, denoise)
+    assert part.row.steps == 8
+    assert part.start == 8 - steps
+    expected = torch.tensor(EIGHT[-1 - steps :]) if steps else torch.empty(0)
+    assert part.sigmas.dtype == torch.float32
+    assert torch.equal(part.sigmas, expected)
+
+
+def test_where_nothing_is_run_a_row_is_chosen_all_the_same():
+    good, bad = eight(0.1), eight(0.2)
+    assert part_for_steps(LambdaTable([bad, good]), 8, denoise=0.0).row is good
+
+
+def test_a_solver_of_merged_steps_begins_where_it_can():
+    merged = row_of("dpm_solver_3", EIGHT, (3, 0, 0, 3, 0, 0, 1, 1))
+    table = LambdaTable([merged])
+    assert part_for_steps(table, 8, 5 / 8).start == 3
+    with pytest.raises(
+        DodeError,
+        match=r"dpm_solver_3 cannot take only the last 4 of these 8 steps; it can take \[1, 2, 5, 8\]",
+    ):
+        part_for_steps(table, 8, 0.5)
+    euler = eight(0.9)
+    assert part_for_steps(LambdaTable([merged, euler]), 8, 0.5).row is euler
+
+
+def test_only_rows_of_the_solver():
+    euler, heun = eight(0.1), row_of("heun", EIGHT, (2,) * 7 + (1,), error=0.5)
+    refined = eight(0.01, weights=np.tri(8), form="history", origin=Origin("refined", "dpmpp_2m", {}, EIGHT))
+    table = LambdaTable([euler, heun, refined])
+    assert rows_of(table) == [euler, heun, refined]
+    assert rows_of(table, "euler") == [euler, refined]
+    assert rows_of(table, "dpmpp_2m") == [refined]
+    assert part_for_steps(table, 8, solver="heun").row is heun
+    with pytest.raises(DodeError, match=r"no row for the solver 'ipndm'\. It has: euler, 8 steps .*; heun"):
+        part_for_steps(table, 8, solver="ipndm")
+
+
+def test_a_table_without_rows_of_so_many_steps_says_what_it_has():
+    with pytest.raises(DodeError, match=r"no row of 5 steps\. It has: euler, 8 steps"):
+        part_for_steps(LambdaTable([eight(0.1)]), 5)

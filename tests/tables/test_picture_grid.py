@@ -1,0 +1,59 @@
+"""Pictures side by side: every one in its place, words inside the figure, files of a bearable size."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dode_nodes import DodeError
+from dode_nodes.tables.picture_grid import Block, PictureRow, comparison_figure, picture_grid
+from tests.tables.drawn import axes, png_size
+
+pytest.importorskip("matplotlib")
+
+
+class TestPictureGrid:
+    def test_a_cell_per_picture_in_order(self) -> None:
+        images = np.linspace(0, 1, 2 * 3 * 16 * 16).reshape(2, 3, 16, 16)
+        rows = [PictureRow("one", images[0]), PictureRow("two", images[1], heads_group=True)]
+        figure = picture_grid(rows, [Block("left", ["0", "1"]), Block("right", ["2"])])
+        drawn = [ax.images[0].get_array() for ax in axes(figure)]
+        np.testing.assert_allclose(np.stack(drawn), images.reshape(6, 16, 16))
+        assert [text.get_text() for text in figure.texts] == ["left", "0", "1", "right", "2", "one", "two"]
+
+    def test_words_stay_inside(self) -> None:
+        label = "10 × D-dpmpp_2m (data)\nkarras −penultimate · error 0.1234"
+        figure = picture_grid([PictureRow(label, np.zeros((10, 16, 16)))], [Block("", "0123456789")])
+        png_size(figure)
+        left = min(text.get_window_extent().x0 for text in figure.texts)
+        assert left >= 0
+
+    @pytest.mark.parametrize(("side", "pictures"), [(16, 10), (512, 4), (1024, 1)])
+    def test_size(self, side: int, pictures: int) -> None:
+        rows = [PictureRow("row", np.zeros((pictures, side, side, 3)))] * 2
+        width, height = png_size(picture_grid(rows, [Block("title", [""] * pictures)]))
+        assert 700 <= width <= 2600
+        assert 100 <= height <= 2600
+
+    def test_rows_that_do_not_fit(self) -> None:
+        with pytest.raises(DodeError, match="2 pictures"):
+            picture_grid([PictureRow("row", np.zeros((3, 8, 8)))], [Block("", "ab")])
+        with pytest.raises(DodeError, match="no picture"):
+            picture_grid([], [])
+
+
+class TestComparisonFigure:
+    def test_with_and_without_pictures(self) -> None:
+        labels_ = ["euler, 8 evaluations: 0.1 from the teacher", "D-euler", "teacher"]
+        with_pictures = comparison_figure(labels_, [np.zeros((2, 8, 8, 3))] * 3, [0.2, 0.1])
+        assert len(axes(with_pictures)) == 6
+        (bars,) = axes(comparison_figure(labels_, [None] * 3, [0.2, 0.1]))
+        assert [bar.get_width() for bar in bars.patches] == [0.2, 0.1]
+
+    @pytest.mark.parametrize("pictures", [None, np.zeros((1, 8, 8, 3))], ids=["bars", "pictures"])
+    def test_names_are_no_formulas(self, pictures: np.ndarray | None) -> None:
+        name = "a $x^$ b"
+        figure = comparison_figure([name, "D-ODE", "teacher"], [pictures] * 3, [0.2, 0.1])
+        words = axes(figure)[0].get_yticklabels() if pictures is None else figure.texts
+        assert name in [text.get_text() for text in words]
+        png_size(figure)
