@@ -166,7 +166,9 @@ def _notes_on_refinement(row: LambdaRow, refined: Mapping[str, Any]) -> list[str
 def _steps(row: LambdaRow) -> list[Sequence[str]]:
     """A head, then a line per evaluation; the first of a step has its σ and errors."""
     of_weights = "λ" if row.form == "lambda" else "weights of the outputs, oldest first"
-    lines: list[Sequence[str]] = [("step", "σ", "next σ", "evaluation", of_weights, "±", "stock error", "D-ODE error")]
+    lines: list[Sequence[str]] = [
+        ("step", "σ", "next σ", "evaluation", of_weights, "±", "stock error", "D-ODE error")
+    ]
     scatter = row.report.get("lambda_standard_error", [])
     after = row.report.get("after_steps", {})
     steps = [(step, stage) for step, count in enumerate(row.evaluations) for stage in range(count)]

@@ -14,22 +14,24 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...fit.evaluator import Evaluator
-from ...fit.latents import Group, Latents, in_order
+from ...fit.latents import Latents, in_order
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress
-from ...sampling.sample import sample_dode
+from ...fit.runs import Run
+from ...sampling.denoiser import DodeDenoiser, row_corrections
+from ...sampling.solvers import resolve
 from ...sigmas import check_schedules
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .model_facts import is_flow, model_facts
 from .prompts import (
     Conditioning,
-    Prompt,
+    GuidedModel,
+    cfg_guider,
     initial_states,
     micro_batch_that_fits,
     noise_per_latent,
     one_prompt_per_row,
-    with_prompts,
 )
 
 
@@ -108,15 +110,17 @@ class Distillation:
         check_schedules(request.schedules)
         self._request = request
         self._reporter = reporter
-        self._prompts = [
-            pair
+        self._guiders = [
+            guider
             for positive in request.conditionings
-            for pair in one_prompt_per_row(positive, request.negative)
+            for guider in one_prompt_per_row(
+                cfg_guider(request.model, positive, request.negative, request.cfg)
+            )
         ]
-        fewest = max(2, len(self._prompts))
+        fewest = max(2, len(self._guiders))
         if request.latents < fewest:
             raise DodeError(
-                f"{len(self._prompts)} prompts need at least {fewest} latents, got {request.latents}: "
+                f"{len(self._guiders)} prompts need at least {fewest} latents, got {request.latents}: "
                 "some are kept to check λ on"
             )
         self._pipeline: Pipeline | None = None
@@ -127,22 +131,12 @@ class Distillation:
         size = request.micro_batch or micro_batch_that_fits(
             request.model, request.latent.shape, request.latents
         )
-        size = min(size, request.latents)
         noise = noise_per_latent(request.latent, request.seed, request.latents)
-        longest = max(request.schedules, key=len)
-        results: list[Distilled] = []
-
-        def inside(prompts: list[Prompt]) -> None:
-            x = initial_states(request.model, noise, longest[0])
-            groups = [
-                Group(prompt.denoiser, share, prompt.extra_args)
-                for prompt, share in zip(prompts, x.tensor_split(len(prompts)), strict=True)
-            ]
-            results.append(self._distil(Latents(groups, size)))
-
-        batch = request.latent[:1].expand(size, *request.latent.shape[1:]).clone()
-        with_prompts(request.model, self._prompts, request.cfg, batch, longest, request.seed, inside)
-        return results[0]
+        x = initial_states(request.model, noise, request.schedules[0][0])
+        prompts = len(self._guiders)
+        shares = zip(self._guiders, noise.tensor_split(prompts), x.tensor_split(prompts), strict=True)
+        groups = [GuidedModel(guider, own, request.seed).group(begun) for guider, own, begun in shares]
+        return self._distil(Latents(groups, min(size, request.latents)))
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
@@ -189,13 +183,16 @@ class Distillation:
         """The results of a row on the held-out latents."""
         batches = latents.batches(latents.held_out)
         evaluator = Evaluator(progress)
+        run = Run(
+            resolve(row.solver), torch.tensor(row.sigmas, dtype=torch.float32), dict(row.solver_options)
+        )
         ends = [
-            sample_dode(
-                evaluator.on(batch, "results to look at"), batch.x, row.sigmas, batch.extra_args(), disable=True,
-                row=row,
+            run(
+                DodeDenoiser(evaluator.on(batch, "results to look at"), row_corrections(row), row.prediction),
+                batch,
             )
             for batch in batches
-        ]  # fmt: skip
+        ]
         return in_order(batches, ends)
 
     def _as_latent(self, x: torch.Tensor) -> torch.Tensor:
