@@ -13,6 +13,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
+from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.evaluator import Evaluator
 from ...fit.latents import Latents, in_order
 from ...fit.pipeline import Pipeline, Recipe
@@ -23,7 +24,7 @@ from ...sampling.solvers import resolve
 from ...sigmas import check_schedules
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
-from .model_facts import is_flow, model_facts
+from .model_facts import is_flow, model_facts, wrapper_names
 from .prompts import (
     Conditioning,
     GuidedModel,
@@ -152,9 +153,11 @@ class Distillation:
             self._recipe(len(latents.groups)),
         )
         shown = 2 * len(latents.held_out) * pipeline.evaluations(0)
+        trials = consistency_cost(latents)
         self._reporter.begin(f"{pipeline.cost}; then {shown} for the results to look at", *pipeline.remarks)
-        with Progress(pipeline.cost.total + shown, self._reporter) as work:
-            fitting, showing = work.split(pipeline.cost.total, shown)
+        with Progress(trials + pipeline.cost.total + shown, self._reporter) as work:
+            trying, fitting, showing = work.split(trials, pipeline.cost.total, shown)
+            self._check_model(latents, trying)
             row = _best_of_first_schedule(pipeline.run(fitting))
             with showing:
                 dode, stock = (self._held_out_by(each, latents, showing) for each in (row, row.plain))
@@ -163,6 +166,13 @@ class Distillation:
         table = self.table()
         assert table is not None  # noqa: S101
         return Distilled(table, *(self._as_latent(x) for x in (ends, dode, stock)))
+
+    def _check_model(self, latents: Latents, progress: Progress) -> None:
+        """Before the teacher: that one state has one answer."""
+        model, schedule = self._request.model, self._request.schedules[0]
+        middle = float(schedule[len(schedule) // 2]) or float(schedule[0])
+        dtype = model.model_dtype() or torch.float32
+        check_consistency(latents, middle, dtype, progress, suspects=", ".join(wrapper_names(model)))
 
     def _recipe(self, prompts: int) -> Recipe:
         """With what is known of the model, and what is kept of the request."""

@@ -70,6 +70,14 @@ def _one_value(model: ModelPatcher, name: str, weight: torch.Tensor) -> float:
     return float(f"{float(flat[int(len(flat) * 0.382)]):.5g}")
 
 
+def wrapper_names(model: ModelPatcher) -> list[str]:
+    """What other nodes have put around the model, by the names that they gave it."""
+    named = [key for kinds in model.wrappers.values() for key, wrappers in kinds.items() if key and wrappers]
+    options = model.model_options.get("transformer_options", {}).get("wrappers", {})
+    named += [key for kinds in options.values() for key, wrappers in kinds.items() if key and wrappers]
+    return [str(name) for name in dict.fromkeys(named)]
+
+
 def _patches(model: ModelPatcher) -> dict[str, Any]:
     strengths = sorted({float(patch[0]) for patches in model.patches.values() for patch in patches})
     return {"weights": len(model.patches), "strengths": strengths}

@@ -7,6 +7,7 @@ by the same code: every run of a sampler of ours is a run of a guider, and is ha
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +25,8 @@ from ...sampling.denoiser import EndOfRun
 Conditioning = list[list[Any]]
 
 _MEMORY_SHARE = 0.8
+_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+"""What newer hosts' empty latents say of themselves, by the host's spelling."""
 
 
 def cfg_guider(
@@ -136,6 +139,18 @@ def initial_states(model: ModelPatcher, noise: torch.Tensor, sigma: torch.Tensor
     noise = noise.to(model.load_device)
     full = float(sigma) >= float(sampling.sigma_max) * (1 - 1e-5)
     return sampling.noise_scaling(sigma.to(noise.device), noise, torch.zeros_like(noise), full)
+
+
+def fitting_latent(model: ModelPatcher, latent: dict[str, Any]) -> torch.Tensor:
+    """The samples as KSampler takes them: an empty latent gets the model's channels and its pixels per number."""
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: latent.get(name) for name in _RATIOS if name in known}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+def without_ratios(latent: dict[str, Any]) -> dict[str, Any]:
+    """A latent that has been sampled says nothing of what it was when it was empty."""
+    return {name: value for name, value in latent.items() if name not in _RATIOS}
 
 
 def noise_per_latent(latent: torch.Tensor, seed: int, count: int) -> torch.Tensor:

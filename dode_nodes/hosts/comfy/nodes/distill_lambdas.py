@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -21,7 +20,7 @@ from ..host_samplers import student_names, teacher_names
 from ..job import Distillation, Request, parse_steps, schedule
 from ..messages import remark, show_text
 from ..pictures import draw
-from ..prompts import Conditioning, check_empty
+from ..prompts import Conditioning, check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
 from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
@@ -218,7 +217,7 @@ class DistillLambdas(io.ComfyNode):
             conditionings=[conditioning for conditioning in given if conditioning is not None],
             negative=negative,
             cfg=cfg,
-            latent=comfy.sample.fix_empty_latent_channels(model, latent["samples"]),
+            latent=fitting_latent(model, latent),
             latents=latents,
             seed=seed,
             schedules=schedules,
