@@ -110,6 +110,7 @@ class Distillation:
     def __init__(self, request: Request, reporter: Reporter) -> None:
         check_schedules(request.schedules)
         self._request = request
+        self._facts = model_facts(request.model)
         self._reporter = reporter
         self._guiders = [
             guider
@@ -143,7 +144,7 @@ class Distillation:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
         if self._pipeline is None or not self._pipeline.found:
             return None
-        return LambdaTable(self._pipeline.found, model=model_facts(self._request.model))
+        return LambdaTable(self._pipeline.found, model=self._facts)
 
     def _distil(self, latents: Latents) -> Distilled:
         """Find the rows; then the held-out latents by teacher, D-ODE and stock solver."""
