@@ -18,6 +18,13 @@ ExtraArgs = dict[str, Any] | Callable[[Tensor], dict[str, Any]] | None
 """The model's keyword arguments, or a function that gives them for the latents' indices."""
 
 
+Sample = Callable[[dict[str, Any]], Tensor]
+"""A run of a sampler that waits for the model's keyword arguments."""
+Around = Callable[[Sample, Tensor, Tensor], Tensor]
+"""What a host does around every run: ``around(sample, indices, sigmas)`` makes the group's model ready for a run
+of these latents over these σ, and returns what ``sample(extra_args)`` does."""
+
+
 @dataclass(frozen=True, eq=False)
 class Group:
     """Latents that share a model and conditioning.
@@ -27,11 +34,15 @@ class Group:
         x: initial states at sigmas[0], ``[B, C, *spatial]``.
         extra_args: the model's keyword arguments for the whole group; or, where they differ from
             latent to latent, a function of the latents' indices (``[m]``, int64) within the group.
+        around: what is done around every run that evaluates the model; it gives the run its arguments.
+            A model that has an attribute ``skip`` is called ``skip(x, sigma)`` where a run passes an
+            evaluation whose output is known.
     """
 
     model: Denoiser
     x: Tensor
     extra_args: ExtraArgs = None
+    around: Around | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +70,12 @@ class MicroBatch:
         args = self.group.extra_args
         fresh: dict[str, Any] = _fresh(args(self.indices) if callable(args) else args or {})
         return fresh
+
+    def run(self, sample: Sample, sigmas: Tensor) -> Tensor:
+        """A run of a sampler over these latents, as the model's host has it."""
+        if self.group.around is None:
+            return sample(self.extra_args())
+        return self.group.around(sample, self.indices, sigmas)
 
 
 def _fresh(value: Any) -> Any:

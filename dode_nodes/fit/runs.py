@@ -6,7 +6,7 @@ asks about next can be had again, for another λ, from the outputs recorded so f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,12 +29,16 @@ class Run:
 
     def __call__(self, model: Denoiser, batch: MicroBatch) -> Tensor:
         """The result, ``[m, C, *spatial]``, on the batch's device."""
+        return batch.run(lambda extra_args: self.over(model, batch, extra_args), self.sigmas)
+
+    def over(self, model: Denoiser, batch: MicroBatch, extra_args: dict[str, Any]) -> Tensor:
+        """The same where the network is ready, or not needed."""
         with torch.no_grad():
             result: Tensor = self.solver(
                 model,
                 batch.x.clone(),
                 self.sigmas.to(batch.x.device, copy=True),
-                extra_args=batch.extra_args(),
+                extra_args=extra_args,
                 callback=None,
                 disable=True,
                 **self.options,
@@ -91,19 +95,24 @@ class Recording:
         Returns:
             The state after, under this evaluation's row of c (see ``next_state``).
         """
-        return self._replay(Tape(model, self.denoised, asks=1), corrections)
+        tape = Tape(model, self.denoised, asks=1)
+        end = self._end(lambda dode: self._run(dode, self.batch), tape, corrections)
+        self.denoised = tape.denoised
+        self.states += tape.states
+        return end
 
     def next_state(self, corrections: np.ndarray) -> Tensor:
         """What the sampler asks about after the last recorded output, or its result, on the CPU."""
-        return self._replay(Tape(self.batch.group.model, self.denoised, asks=0), corrections)
+        tape = Tape(self.batch.group.model, self.denoised, asks=0)
+        extra_args = self.batch.extra_args()
+        return self._end(lambda dode: self._run.over(dode, self.batch, extra_args), tape, corrections)
 
-    def _replay(self, tape: Tape, corrections: np.ndarray) -> Tensor:
+    def _end(self, run: Callable[[DodeDenoiser], Tensor], tape: Tape, corrections: np.ndarray) -> Tensor:
+        """Where the run comes to, on the CPU."""
         try:
-            end = self._run(DodeDenoiser(tape, corrections, self._prediction), self.batch)
+            end = run(DodeDenoiser(tape, corrections, self._prediction))
         except EndOfRun as reached:
             end = reached.x
-        self.denoised = tape.denoised
-        self.states += tape.states
         return end.cpu()
 
 
@@ -134,6 +143,8 @@ class Tape(DenoiserProxy):
         if k == self._end:
             raise EndOfRun(x)
         if k < self._played:
+            if (skip := getattr(self._model, "skip", None)) is not None:
+                skip(x, sigma)
             return self.denoised[k].to(x.device, copy=True)  # a sampler may write into it
         denoised: Tensor = self._model(x, sigma, **extra_args)
         self.states.append(_kept(x))

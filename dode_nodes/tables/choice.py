@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -31,6 +32,11 @@ class Part(NamedTuple):
         return torch.tensor(self.row.sigmas[self.start :], dtype=torch.float32)
 
 
+def steps_of(steps: int, denoise: float) -> int:
+    """How many of a row's steps a denoise runs."""
+    return max(math.floor(steps * denoise + 0.5), 1 if denoise > 0 else 0)
+
+
 def rows_of(table: LambdaTable, solver: str | None = None) -> list[LambdaRow]:
     """The rows that serve a solver; all of them for None.
 
@@ -44,7 +50,9 @@ def rows_of(table: LambdaTable, solver: str | None = None) -> list[LambdaRow]:
 
 
 def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver: str | None = None) -> Part:
-    """The row of this many steps, and where to begin: at its last round(steps · denoise) steps.
+    """The row of this many steps, and where to begin: at its last steps · denoise steps.
+
+    Halves are rounded up, and a denoise above 0 runs at least one step.
 
     Of several rows the one with the smallest held-out error from that start on is taken, then the first.
 
@@ -54,7 +62,7 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     rows = [row for row in rows_of(table, solver) if row.steps == steps]
     if not rows:
         raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
-    start = steps - round(steps * denoise)
+    start = steps - steps_of(steps, denoise)
     able = [row for row in rows if start == steps or row.evaluations[start]]
     if not able:
         starts = [n for n in range(1, steps + 1) if any(row.evaluations[steps - n] for row in rows)]

@@ -109,7 +109,14 @@ MODEL: Mapping[str, Check] = {
     "shift": _any_number,
     "sigma_min": _any_number,
     "sigma_max": _any_number,
-    "fingerprint": _object_of({"layout": is_name, "values": _list_of(is_number)}),
+    "fingerprint": _object_of(
+        {
+            "layout": is_name,
+            "format": is_name,
+            "values": _list_of(_any_number),
+            "more_values": _list_of(_any_number),
+        }
+    ),
     "patches": _object_of({"weights": is_count, "strengths": _list_of(is_number)}),
 }
 """What is known of a table's model."""

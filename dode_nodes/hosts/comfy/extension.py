@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io as io_module
+import sys
+
 from comfy_api.latest import ComfyExtension, io
 
 from ...sampling.solvers import use_host
@@ -14,10 +17,21 @@ from .nodes.load_and_inspect import InspectLambdas, LoadLambdas
 from .nodes.sample_with_table import ApplyLambdas, DodeKSampler, DodeSampler, DodeSigmas
 
 
+def _print_anything() -> None:
+    """A console that lacks λ or σ, as a redirected one on Windows, shows something in their place.
+
+    Else logging such a letter raises, and where ComfyUI logs an error that ends the thread that runs prompts.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io_module.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 class DodeExtension(ComfyExtension):
     """The pack. Made when ComfyUI calls the entry point: only then is anything of ComfyUI's added to."""
 
     def __init__(self) -> None:
+        _print_anything()
         table_files.register_folder()
         use_host(host_sampler)
 

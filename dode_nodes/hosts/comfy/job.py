@@ -13,23 +13,26 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
+from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.evaluator import Evaluator
-from ...fit.latents import Group, Latents, in_order
+from ...fit.latents import Latents, in_order
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress
-from ...sampling.sample import sample_dode
+from ...fit.runs import Run
+from ...sampling.denoiser import DodeDenoiser, row_corrections
+from ...sampling.solvers import resolve
 from ...sigmas import check_schedules
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
-from .model_facts import is_flow, model_facts
+from .model_facts import is_flow, model_facts, wrapper_names
 from .prompts import (
     Conditioning,
-    Prompt,
+    GuidedModel,
+    cfg_guider,
     initial_states,
     micro_batch_that_fits,
     noise_per_latent,
     one_prompt_per_row,
-    with_prompts,
 )
 
 
@@ -107,16 +110,19 @@ class Distillation:
     def __init__(self, request: Request, reporter: Reporter) -> None:
         check_schedules(request.schedules)
         self._request = request
+        self._facts = model_facts(request.model)
         self._reporter = reporter
-        self._prompts = [
-            pair
+        self._guiders = [
+            guider
             for positive in request.conditionings
-            for pair in one_prompt_per_row(positive, request.negative)
+            for guider in one_prompt_per_row(
+                cfg_guider(request.model, positive, request.negative, request.cfg)
+            )
         ]
-        fewest = max(2, len(self._prompts))
+        fewest = max(2, len(self._guiders))
         if request.latents < fewest:
             raise DodeError(
-                f"{len(self._prompts)} prompts need at least {fewest} latents, got {request.latents}: "
+                f"{len(self._guiders)} prompts need at least {fewest} latents, got {request.latents}: "
                 "some are kept to check λ on"
             )
         self._pipeline: Pipeline | None = None
@@ -127,28 +133,18 @@ class Distillation:
         size = request.micro_batch or micro_batch_that_fits(
             request.model, request.latent.shape, request.latents
         )
-        size = min(size, request.latents)
         noise = noise_per_latent(request.latent, request.seed, request.latents)
-        longest = max(request.schedules, key=len)
-        results: list[Distilled] = []
-
-        def inside(prompts: list[Prompt]) -> None:
-            x = initial_states(request.model, noise, longest[0])
-            groups = [
-                Group(prompt.denoiser, share, prompt.extra_args)
-                for prompt, share in zip(prompts, x.tensor_split(len(prompts)), strict=True)
-            ]
-            results.append(self._distil(Latents(groups, size)))
-
-        batch = request.latent[:1].expand(size, *request.latent.shape[1:]).clone()
-        with_prompts(request.model, self._prompts, request.cfg, batch, longest, request.seed, inside)
-        return results[0]
+        x = initial_states(request.model, noise, request.schedules[0][0])
+        prompts = len(self._guiders)
+        shares = zip(self._guiders, noise.tensor_split(prompts), x.tensor_split(prompts), strict=True)
+        groups = [GuidedModel(guider, own, request.seed).group(begun) for guider, own, begun in shares]
+        return self._distil(Latents(groups, min(size, request.latents)))
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
         if self._pipeline is None or not self._pipeline.found:
             return None
-        return LambdaTable(self._pipeline.found, model=model_facts(self._request.model))
+        return LambdaTable(self._pipeline.found, model=self._facts)
 
     def _distil(self, latents: Latents) -> Distilled:
         """Find the rows; then the held-out latents by teacher, D-ODE and stock solver."""
@@ -158,9 +154,11 @@ class Distillation:
             self._recipe(len(latents.groups)),
         )
         shown = 2 * len(latents.held_out) * pipeline.evaluations(0)
+        trials = consistency_cost(latents)
         self._reporter.begin(f"{pipeline.cost}; then {shown} for the results to look at", *pipeline.remarks)
-        with Progress(pipeline.cost.total + shown, self._reporter) as work:
-            fitting, showing = work.split(pipeline.cost.total, shown)
+        with Progress(trials + pipeline.cost.total + shown, self._reporter) as work:
+            trying, fitting, showing = work.split(trials, pipeline.cost.total, shown)
+            self._check_model(latents, trying)
             row = _best_of_first_schedule(pipeline.run(fitting))
             with showing:
                 dode, stock = (self._held_out_by(each, latents, showing) for each in (row, row.plain))
@@ -169,6 +167,13 @@ class Distillation:
         table = self.table()
         assert table is not None  # noqa: S101
         return Distilled(table, *(self._as_latent(x) for x in (ends, dode, stock)))
+
+    def _check_model(self, latents: Latents, progress: Progress) -> None:
+        """Before the teacher: that one state has one answer."""
+        model, schedule = self._request.model, self._request.schedules[0]
+        middle = float(schedule[len(schedule) // 2]) or float(schedule[0])
+        dtype = model.model_dtype() or torch.float32
+        check_consistency(latents, middle, dtype, progress, suspects=", ".join(wrapper_names(model)))
 
     def _recipe(self, prompts: int) -> Recipe:
         """With what is known of the model, and what is kept of the request."""
@@ -189,13 +194,16 @@ class Distillation:
         """The results of a row on the held-out latents."""
         batches = latents.batches(latents.held_out)
         evaluator = Evaluator(progress)
+        run = Run(
+            resolve(row.solver), torch.tensor(row.sigmas, dtype=torch.float32), dict(row.solver_options)
+        )
         ends = [
-            sample_dode(
-                evaluator.on(batch, "results to look at"), batch.x, row.sigmas, batch.extra_args(), disable=True,
-                row=row,
+            run(
+                DodeDenoiser(evaluator.on(batch, "results to look at"), row_corrections(row), row.prediction),
+                batch,
             )
             for batch in batches
-        ]  # fmt: skip
+        ]
         return in_order(batches, ends)
 
     def _as_latent(self, x: torch.Tensor) -> torch.Tensor:

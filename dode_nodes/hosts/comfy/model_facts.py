@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import comfy.model_sampling
@@ -11,11 +10,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...tables.gate import Facts
-
-_SAMPLED_TENSORS = 48
-_VALUE_RTOL = 0.01
-"""Weights loaded in bf16 differ from the same weights in fp16 by 0.4 %."""
-_EQUAL_SHARE = 0.9
+from .fingerprint import fingerprint, same_checkpoint
 
 
 def model_facts(model: ModelPatcher) -> dict[str, Any]:
@@ -48,26 +43,12 @@ def is_flow(model: ModelPatcher) -> bool:
     return prediction_type(model.get_model_object("model_sampling")) == "flow"
 
 
-def fingerprint(model: ModelPatcher) -> dict[str, Any]:
-    """A few weights and a hash of all names and shapes: the same across loads and number formats.
-
-    Where a patch (LoRA) is applied, the weight beneath it is read.
-    """
-    weights = dict(sorted(model.model_state_dict(filter_prefix="diffusion_model.").items()))
-    layout = "\n".join(f"{name} {list(weight.shape)}" for name, weight in weights.items())
-    large = [name for name, weight in weights.items() if weight.ndim >= 2]
-    stride = max(1, len(large) // _SAMPLED_TENSORS)
-    return {
-        "layout": hashlib.sha256(layout.encode()).hexdigest()[:16],
-        "values": [_one_value(model, name, weights[name]) for name in large[::stride][:_SAMPLED_TENSORS]],
-    }
-
-
-def _one_value(model: ModelPatcher, name: str, weight: torch.Tensor) -> float:
-    if name in model.backup:
-        weight = model.backup[name].weight
-    flat = weight.detach().reshape(-1)
-    return float(f"{float(flat[int(len(flat) * 0.382)]):.5g}")
+def wrapper_names(model: ModelPatcher) -> list[str]:
+    """What other nodes have put around the model, by the names that they gave it."""
+    named = [key for kinds in model.wrappers.values() for key, wrappers in kinds.items() if key and wrappers]
+    options = model.model_options.get("transformer_options", {}).get("wrappers", {})
+    named += [key for kinds in options.values() for key, wrappers in kinds.items() if key and wrappers]
+    return [str(name) for name in dict.fromkeys(named)]
 
 
 def _patches(model: ModelPatcher) -> dict[str, Any]:
@@ -96,22 +77,15 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
                 f"and this model's is '{mine[key]}'. Distil a table for this model"
             )
     remarks = []
-    if "fingerprint" in theirs and not same_fingerprint(theirs["fingerprint"], mine["fingerprint"]):
+    same = same_checkpoint(theirs.get("fingerprint", {}), mine["fingerprint"])
+    if same is False:
         remarks.append(
             "the λ table was made for another checkpoint of this family; distil one for this model"
         )
+    elif same is None and theirs.get("fingerprint"):
+        remarks.append("whether the λ table was made for this checkpoint cannot be told from its weights")
     elif theirs.get("patches") not in (None, mine["patches"]):
         remarks.append("the λ table was made with other LoRAs or patches on this model")
     if theirs.get("shift") is not None and theirs["shift"] != mine["shift"]:
         remarks.append(f"the λ table was made at shift {theirs['shift']:g}, this model has {mine['shift']:g}")
     return remarks
-
-
-def same_fingerprint(a: Facts, b: Facts) -> bool:
-    """Whether two fingerprints are of one checkpoint, whatever number formats they were read in."""
-    if a.get("layout") != b.get("layout") or len(a.get("values", [])) != len(b.get("values", [])):
-        return False
-    equal = [
-        abs(x - y) <= _VALUE_RTOL * max(abs(x), abs(y)) for x, y in zip(a["values"], b["values"], strict=True)
-    ]
-    return sum(equal) >= _EQUAL_SHARE * len(equal)

@@ -10,21 +10,19 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from ...errors import DodeError
-
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
 def draw(figure: Callable[..., Figure], *args: Any) -> torch.Tensor:
-    """A figure as ``[1, H, W, 3]`` in 0…1; without matplotlib, or with nothing to draw, words that say so.
+    """A figure as ``[1, H, W, 3]`` in 0…1; where it cannot be drawn, words that say so.
 
     A picture is never worth losing minutes of work that it would show.
     """
     try:
         return _rendered(figure(*args))
-    except DodeError as error:
-        logging.warning("D-ODE: %s", error)
+    except Exception as error:  # whatever a broken or foreign matplotlib makes of it
+        logging.warning("D-ODE: no picture: %s", error)
         page = Image.new("RGB", (640, 64), "white")
         ImageDraw.Draw(page).text((12, 24), str(error).encode("ascii", "replace").decode(), fill="black")
         return _as_tensor(np.asarray(page))

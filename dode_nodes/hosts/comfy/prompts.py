@@ -1,13 +1,15 @@
 """Network evaluations inside ComfyUI's own sampling path.
 
-CFG, LoRA, ControlNet, model patches and offloading behave as in a KSampler, because they are prepared
-by the same code: a sampler of ours runs where a KSampler's would, and is handed the same denoiser.
+CFG, LoRA, hooks, ControlNet, model patches and offloading behave as in a KSampler, because they are prepared
+by the same code: every run of a sampler of ours is a run of a guider, and is handed the same denoiser.
 """
 
 from __future__ import annotations
 
+import copy
+import inspect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -17,28 +19,98 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
-from ...sampling.denoiser import Denoiser
+from ...fit.latents import Group, Sample
+from ...sampling.denoiser import EndOfRun
 
 Conditioning = list[list[Any]]
 
 _MEMORY_SHARE = 0.8
+_RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
+"""What newer hosts' empty latents say of themselves, by the host's spelling."""
 
 
-@dataclass(frozen=True)
-class Prompt:
-    """A denoiser for one prompt, as a KSampler would have it, and its arguments."""
+def cfg_guider(
+    model: ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
+) -> comfy.samplers.CFGGuider:
+    """A KSampler's guider."""
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive, negative)
+    guider.set_cfg(cfg)
+    return guider
 
-    denoiser: Denoiser
-    extra_args: dict[str, Any]
+
+class GuidedModel:
+    """The denoiser of a guider, made ready anew for every run: what ComfyUI resets per run is reset.
+
+    Args:
+        guider: a KSampler's, or any other.
+        noise: of all latents of its group, ``[B, C, *spatial]``.
+        seed: what the run is told.
+    """
+
+    def __init__(self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, seed: int) -> None:
+        self._guider = guider
+        self._noise = noise
+        self._seed = seed
+        patcher = guider.model_patcher
+        between_runs = SimpleNamespace(inner_model=patcher.model, model_patcher=patcher, model_options={})
+        self._between_runs = comfy.samplers.KSamplerX0Inpaint(between_runs, torch.empty(0))
+        self._denoiser = self._between_runs
+        self._model_options: dict[str, Any] = {}
+
+    def group(self, x: torch.Tensor) -> Group:
+        """The latents of its noise, at the states ``x`` that runs begin with."""
+        return Group(self, x, {"model_options": {}, "seed": self._seed}, self.around)
+
+    def around(self, sample: Sample, indices: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """Run a sampler as the guider does; see ``fit.latents.Around``."""
+        noise = self._noise[indices]
+        inside = _Inside(self, sample)
+        try:
+            self._guider.sample(
+                noise, torch.zeros_like(noise), inside, sigmas, disable_pbar=True, seed=self._seed
+            )
+        finally:
+            self._denoiser, self._model_options = self._between_runs, {}
+        if isinstance(inside.end, EndOfRun):
+            raise inside.end
+        return inside.end
+
+    def enter(self, denoiser: comfy.samplers.KSamplerX0Inpaint, model_options: dict[str, Any]) -> None:
+        """A run has begun; this is its denoiser."""
+        self._denoiser, self._model_options = denoiser, model_options
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
+        return self._denoiser(x, sigma, **extra_args)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        return getattr(self._denoiser, name)
+
+    def skip(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
+        """Pass an evaluation whose output is known: what counts the evaluations of a run must count it, too."""
+        guider = self._denoiser.inner_model
+        for conds in getattr(guider, "conds", {}).values():
+            for cond in conds or []:
+                if "hooks" not in cond:
+                    continue
+                here = comfy.samplers.get_area_and_mult(cond, x, sigma)
+                if here is not None and here.hooks is not None:
+                    guider.inner_model.current_patcher.prepare_hook_patches_current_keyframe(
+                        sigma, here.hooks, self._model_options
+                    )
 
 
 class _Inside(comfy.samplers.Sampler):
-    """Where a sampler would run, something else does."""
+    """Where a sampler would run, one of ours does."""
 
     brings_lambda = True  # 'Apply λ to model' keeps out of it
 
-    def __init__(self, use: Callable[[Prompt], None]) -> None:
-        self._use = use
+    def __init__(self, model: GuidedModel, sample: Sample) -> None:
+        self._model = model
+        self._sample = sample
+        self.end: torch.Tensor | EndOfRun
 
     def sample(
         self,
@@ -53,45 +125,12 @@ class _Inside(comfy.samplers.Sampler):
     ) -> torch.Tensor:
         denoiser = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         denoiser.latent_image, denoiser.noise = latent_image, noise
-        self._use(Prompt(denoiser, extra_args | {"denoise_mask": None}))
+        self._model.enter(denoiser, extra_args["model_options"])
+        try:
+            self.end = self._sample(extra_args | {"denoise_mask": None})
+        except EndOfRun as reached:  # the guider must still clean up as after any run
+            self.end = reached
         return noise
-
-
-def with_prompts(
-    model: ModelPatcher,
-    conditionings: Sequence[tuple[Conditioning, Conditioning]],
-    cfg: float,
-    latent: torch.Tensor,
-    sigmas: torch.Tensor,
-    seed: int,
-    use: Callable[[list[Prompt]], None],
-) -> None:
-    """Load the model, prepare every prompt as a KSampler does, and call ``use`` with the denoisers.
-
-    Prompts are nested, one inside the other's sampling, so that all of them are ready at once.
-
-    Args:
-        conditionings: positive and negative of each prompt.
-        latent: an empty latent of the size to evaluate at a time, ``[m, C, *spatial]``: memory is
-            estimated for it.
-        sigmas: the longest schedule; models see it in their options.
-    """
-    prompts: list[Prompt] = []
-
-    def enter(prompt: Prompt) -> None:
-        prompts.append(prompt)
-        if len(prompts) == len(conditionings):
-            use(prompts)
-        else:
-            prepare(*conditionings[len(prompts)])
-
-    def prepare(positive: Conditioning, negative: Conditioning) -> None:
-        guider = comfy.samplers.CFGGuider(model)
-        guider.set_conds(positive, negative)
-        guider.set_cfg(cfg)
-        guider.sample(latent, latent, _Inside(enter), sigmas, disable_pbar=True, seed=seed)
-
-    prepare(*conditionings[0])
 
 
 def initial_states(model: ModelPatcher, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
@@ -100,6 +139,18 @@ def initial_states(model: ModelPatcher, noise: torch.Tensor, sigma: torch.Tensor
     noise = noise.to(model.load_device)
     full = float(sigma) >= float(sampling.sigma_max) * (1 - 1e-5)
     return sampling.noise_scaling(sigma.to(noise.device), noise, torch.zeros_like(noise), full)
+
+
+def fitting_latent(model: ModelPatcher, latent: dict[str, Any]) -> torch.Tensor:
+    """The samples as KSampler takes them: an empty latent gets the model's channels and its pixels per number."""
+    known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
+    ratios = {name: latent.get(name) for name in _RATIOS if name in known}
+    return comfy.sample.fix_empty_latent_channels(model, latent["samples"], **ratios)
+
+
+def without_ratios(latent: dict[str, Any]) -> dict[str, Any]:
+    """A latent that has been sampled says nothing of what it was when it was empty."""
+    return {name: value for name, value in latent.items() if name not in _RATIOS}
 
 
 def noise_per_latent(latent: torch.Tensor, seed: int, count: int) -> torch.Tensor:
@@ -118,26 +169,30 @@ def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: in
     return size
 
 
-def one_prompt_per_row(
-    positive: Conditioning, negative: Conditioning
-) -> list[tuple[Conditioning, Conditioning]]:
-    """A batched conditioning as its rows: ComfyUI gives row i to latent i, a micro-batch would not."""
-    rows = max(_rows(positive), _rows(negative))
-    return [([_row(c, i) for c in positive], [_row(c, i) for c in negative]) for i in range(rows)]
+def one_prompt_per_row(guider: comfy.samplers.CFGGuider) -> list[comfy.samplers.CFGGuider]:
+    """A guider for each row of batched conditionings: ComfyUI gives row i to latent i, a micro-batch would not."""
+    conds = guider.original_conds
+    rows = max((_rows(cond) for name in conds for cond in conds[name] or []), default=1)
+    if rows == 1:
+        return [guider]
+    guiders = [copy.copy(guider) for _ in range(rows)]
+    for i, each in enumerate(guiders):
+        each.original_conds = {name: [_row(cond, i) for cond in conds[name] or []] for name in conds}
+    return guiders
 
 
-def _rows(conds: Conditioning) -> int:
-    return max((len(cond[0]) for cond in conds if cond[0] is not None), default=1)
+def _rows(cond: dict[str, Any]) -> int:
+    return len(cond["cross_attn"]) if cond.get("cross_attn") is not None else 1
 
 
-def _row(cond: list[Any], i: int) -> list[Any]:
-    rows = 1 if cond[0] is None else len(cond[0])
+def _row(cond: dict[str, Any], i: int) -> dict[str, Any]:
+    rows = _rows(cond)
 
     def pick(value: Any) -> Any:
         batched = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows > 1
         return value[i % rows : i % rows + 1] if batched else value
 
-    return [pick(cond[0]), {key: pick(value) for key, value in cond[1].items()}]
+    return {key: pick(value) for key, value in cond.items()}
 
 
 def check_empty(latent: dict[str, Any]) -> None:

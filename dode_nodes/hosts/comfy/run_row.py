@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from ...tables.table import LambdaTable
 from .host_samplers import same_function
 from .messages import remark
 from .model_facts import check_model
-from .usage import usage_remarks
+from .usage import guidance_scale, usage_remarks
 
 _KEY = "dode_nodes"
 _RUN = "dode_nodes_run"
@@ -56,8 +57,15 @@ def row_sampler(
         if len(sigmas) < 2:
             return x
         row = choose(sigmas)
-        remark(node_id, [*remarks, *usage_remarks(row, getattr(guider, "cfg", None), x)])
-        return sample_dode(model, x, sigmas, extra_args, callback, disable, row=row)
+        remark(node_id, [*remarks, *usage_remarks(row, guidance_scale(guider), x)])
+        if (extra_args or {}).get("denoise_mask") is None:
+            return sample_dode(model, x, sigmas, extra_args, callback, disable, row=row)
+        # The mask is laid over what the row makes of the network's outputs: what it protects stays.
+        run = resolve(row.solver)
+        masked = copy.copy(model)
+        masked.inner_model = dode_denoiser(guider, sigmas, row, run)
+        return run(masked, x, sigmas, extra_args=extra_args, callback=callback, disable=disable,
+                   **row.solver_options)  # fmt: skip
 
     sampler = comfy.samplers.KSAMPLER(sample_row)
     sampler.brings_lambda = True
@@ -118,7 +126,7 @@ def apply_to_model(
             remark(node_id, [f"λ is not applied, this samples as stock: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         noise = args[1] if len(args) > 1 else kwargs["noise"]
-        remark(node_id, usage_remarks(match.row, getattr(guider, "cfg", None), noise))
+        remark(node_id, usage_remarks(match.row, guidance_scale(guider), noise))
         run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row)
         options = extra_args["model_options"] | {_RUN: run}
         return executor(guider, sigmas, extra_args | {"model_options": options}, *args, **kwargs)
@@ -137,6 +145,8 @@ def apply_to_model(
         return run.denoise(lambda x, sigma: executor(x, sigma, model_options, seed), x, timestep)
 
     patched = model.clone()
+    if is_applied(model):
+        remark(node_id, ["this model has λ applied already: this table replaces the other one"])
     for kind, wrapper in (
         (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, around_sampler),
         (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, around_prediction),

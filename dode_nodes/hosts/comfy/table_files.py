@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
+import tempfile
+from itertools import chain, count
 from pathlib import Path
 
 import folder_paths
@@ -12,10 +13,10 @@ from comfy.cli_args import args
 
 from ...errors import TableError
 from ...tables import safefile
+from ...tables.names import SUFFIX, parts_of
 from ...tables.table import LambdaTable
 
 FOLDER = "lambdas"
-SUFFIX = ".safetensors"
 PACK_FOLDER = Path(__file__).resolve().parents[3] / FOLDER
 
 
@@ -61,22 +62,46 @@ def free_path(name: str, ending: str = "") -> Path:
         ending: of the file's name, put after it.
 
     Raises:
-        TableError: the name leads out of the folder, or the folder cannot be written.
+        TableError: it is no name for a table, or the folder cannot be written.
     """
-    clean = name.strip().removesuffix(SUFFIX)
-    parts = Path(clean).parts
-    if not clean or Path(clean).is_absolute() or ".." in parts or re.search(r'[<>:"|?*\x00-\x1f]', clean):
-        raise TableError(
-            f"'{name}' is not a name for a table: use letters, digits, - and _, and / for folders"
-        )
-    folder = save_folder()
-    path = folder / f"{clean}{ending}{SUFFIX}"
-    number = 0
-    while path.exists():
-        number += 1
-        path = folder / f"{clean}{ending}_{number:05}{SUFFIX}"
+    path = _untaken(save_folder().joinpath(*parts_of(name)), ending)
     _try_writing(path.parent)
     return path
+
+
+def save(table: LambdaTable, path: Path) -> Path:
+    """Save a table that has cost work: under the name that was free, else under another, else in another folder.
+
+    Returns:
+        Where it is.
+
+    Raises:
+        TableError: it can be saved nowhere.
+    """
+    places = [path, _untaken(path.with_suffix(""))]
+    places += [_untaken(folder / path.stem) for folder in _folders_of_last_resort()]
+    failures = []
+    for place in places:
+        try:
+            safefile.try_writing(place.parent)
+            return table.save(place)
+        except (TableError, OSError) as error:
+            failures.append(str(error))
+    raise TableError(f"the table could not be saved: {failures[0]}")
+
+
+def _untaken(stem: Path, ending: str = "") -> Path:
+    """A file name that is free: NAME, NAME_00001, …, as ComfyUI numbers pictures."""
+    names = chain([""], (f"_{number:05}" for number in count(1)))
+    paths = (stem.with_name(f"{stem.name}{ending}{number}{SUFFIX}") for number in names)
+    return next(path for path in paths if not path.exists())
+
+
+def _folders_of_last_resort() -> list[Path]:
+    return [
+        save_folder(), _models_folder(), PACK_FOLDER, Path(folder_paths.get_output_directory()),
+        Path(tempfile.gettempdir()),
+    ]  # fmt: skip
 
 
 def save_folder() -> Path:
@@ -92,12 +117,14 @@ def _models_folder() -> Path:
 
 
 def _default_folder() -> Path | None:
-    """The first ``lambdas`` of a section with ``is_default`` in ComfyUI's extra_model_paths files.
+    """The last ``lambdas`` line of the last section with ``is_default`` in ComfyUI's extra_model_paths files.
 
-    ComfyUI keeps the order of the folders, but not whether the first of them was made the default.
+    So ComfyUI has it: every default goes before those that it has read. It keeps their order, but not whether the
+    first of them was made the default.
     """
     own = Path(folder_paths.__file__).parent / "extra_model_paths.yaml"
     given = [file for files in (args.extra_model_paths_config or []) for file in files]
+    default = None
     for file in [own, *map(Path, given)]:
         if not file.is_file():
             continue
@@ -105,13 +132,16 @@ def _default_folder() -> Path | None:
         for section in sections.values():
             if isinstance(section, dict) and section.get("is_default") and section.get(FOLDER):
                 base = os.path.expandvars(os.path.expanduser(section.get("base_path") or ""))
-                first = next(line for line in section[FOLDER].split("\n") if line)
-                return Path(os.path.normpath(file.parent / base / first))
-    return None
+                last = [line for line in section[FOLDER].split("\n") if line][-1]
+                default = Path(os.path.normpath(file.parent / base / last))
+    return default
 
 
 def _try_writing(folder: Path) -> None:
     try:
         safefile.try_writing(folder)
     except OSError as error:
-        raise TableError(f"λ tables cannot be saved in {folder}: {error.strerror or error}") from error
+        raise TableError(
+            f"make the folder {_models_folder()}, or let ComfyUI write to {folder}: "
+            f"λ tables cannot be saved there ({error.strerror or error})"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+import comfy.samplers
 import torch
 
 from ...errors import DodeError
@@ -20,6 +21,12 @@ def stock_row(row: LambdaRow) -> LambdaRow:
     except DodeError:
         return replace(row, origin=Origin(row.origin.kind)).plain
     return row.plain
+
+
+def guidance_scale(guider: object) -> float | None:
+    """A KSampler's cfg. Other guiders inherit the field and go by scales of their own: theirs is not known."""
+    own = getattr(type(guider), "set_cfg", None) is comfy.samplers.CFGGuider.set_cfg
+    return getattr(guider, "cfg", None) if own else None
 
 
 def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
@@ -16,7 +15,7 @@ from ....tables.table import LambdaTable
 from ..messages import remark
 from ..model_facts import check_model, is_flow
 from ..pictures import draw
-from ..prompts import Conditioning, check_empty, noise_per_latent
+from ..prompts import Conditioning, check_empty, fitting_latent, noise_per_latent
 from ..side_by_side import sample_all, stock_dode_teacher
 from .inputs import (
     CATEGORY,
@@ -119,7 +118,7 @@ class CompareSamplers(io.ComfyNode):
                 cls.hidden.unique_id, ["use another seed: λ was distilled on this one and looks better on it"]
             )
         contenders = stock_dode_teacher(row, scale, is_flow(model), cls.hidden.unique_id)
-        empty = comfy.sample.fix_empty_latent_channels(model, latent["samples"])
+        empty = fitting_latent(model, latent)
         noise = noise_per_latent(empty, seed, pictures)
         results = sample_all(model, contenders, noise, cfg, positive, negative, seed)
         errors = [root_mean_square(result - results[-1]) for result in results[:-1]]

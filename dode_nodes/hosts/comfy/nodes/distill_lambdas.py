@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
-import comfy.sample
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
+from ....errors import TableError
 from ....fit.pipeline import Recipe
 from ....fit.teacher import Teacher
 from ....tables import plots
 from ....tables.describe import table_text
 from ....tables.row import PREDICTIONS
+from ....tables.table import LambdaTable
 from .. import table_files
 from ..host_samplers import student_names, teacher_names
 from ..job import Distillation, Request, parse_steps, schedule
 from ..messages import remark, show_text
 from ..pictures import draw
-from ..prompts import Conditioning, check_empty
+from ..prompts import Conditioning, check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
 from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
@@ -218,7 +220,7 @@ class DistillLambdas(io.ComfyNode):
             conditionings=[conditioning for conditioning in given if conditioning is not None],
             negative=negative,
             cfg=cfg,
-            latent=comfy.sample.fix_empty_latent_channels(model, latent["samples"]),
+            latent=fitting_latent(model, latent),
             latents=latents,
             seed=seed,
             schedules=schedules,
@@ -232,8 +234,7 @@ class DistillLambdas(io.ComfyNode):
             except BaseException:
                 _save_what_there_is(distillation, save_name, node_id)
                 raise
-        distilled.table.save(path)
-        show_text(node_id, f"saved as {path.name}")
+        saved = _save(distilled.table, path, node_id)
         report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
             distilled.table,
@@ -241,9 +242,23 @@ class DistillLambdas(io.ComfyNode):
             {"samples": distilled.teacher},
             {"samples": distilled.dode},
             {"samples": distilled.stock},
-            f"Saved as {path}\n\n{table_text(distilled.table)}",
+            f"{saved}\n\n{table_text(distilled.table)}",
             ui=ui.PreviewImage(report, cls=cls),
         )
+
+
+def _save(table: LambdaTable, path: Path, node_id: str | None) -> str:
+    """Save the table; whatever comes of it, the node still gives its outputs. Says where the table is."""
+    try:
+        place = table_files.save(table, path)
+    except TableError as error:
+        remark(node_id, [f"save this table with another node before you close ComfyUI: {error}"])
+        return f"Not saved: {error}"
+    if place.parent != path.parent:
+        remark(node_id, [f"{path.parent} could not be written at the end: the table is saved as {place}"])
+    else:
+        show_text(node_id, f"saved as {place.name}")
+    return f"Saved as {place}"
 
 
 def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str | None) -> None:
@@ -251,7 +266,7 @@ def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str
     try:
         table = distillation.table()
         if table is not None:
-            path = table.save(table_files.free_path(save_name, "-partial"))
+            path = table_files.save(table, table_files.free_path(save_name, "-partial"))
             remark(node_id, [f"stopped early; what was found is saved as {path.name}: {table.contents()}"])
     except Exception:
         logging.exception("D-ODE: what was found before the end could not be saved")

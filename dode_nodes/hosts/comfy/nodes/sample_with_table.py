@@ -14,7 +14,7 @@ from ....tables.choice import part_for_steps, rows_of
 from ....tables.table import LambdaTable
 from ..messages import remark
 from ..model_facts import check_model
-from ..prompts import Conditioning
+from ..prompts import Conditioning, fitting_latent, without_ratios
 from ..run_row import apply_to_model, part_sampler, row_for_sigmas, row_sampler
 from .inputs import (
     CATEGORY,
@@ -150,7 +150,7 @@ class DodeKSampler(io.ComfyNode):
         part, sampler = part_sampler(
             table, model, steps, denoise, filtered_solver(solver), cls.hidden.unique_id
         )
-        samples = comfy.sample.fix_empty_latent_channels(model, latent_image["samples"])
+        samples = fitting_latent(model, latent_image)
         result = comfy.sample.sample_custom(
             model,
             comfy.sample.prepare_noise(samples, seed, latent_image.get("batch_index")),
@@ -165,7 +165,7 @@ class DodeKSampler(io.ComfyNode):
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             seed=seed,
         )
-        return io.NodeOutput(latent_image | {"samples": result})
+        return io.NodeOutput(without_ratios(latent_image) | {"samples": result})
 
 
 class ApplyLambdas(io.ComfyNode):

@@ -1,0 +1,47 @@
+"""Names of tables: one rule for every system, so that a table's name means the same file wherever it goes."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import TableError
+
+SUFFIX = ".safetensors"
+
+_MOST_CHARACTERS = 120  # of a part: file systems allow 255 bytes, an ending and a number follow
+_FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
+_DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
+
+
+def parts_of(name: str) -> tuple[str, ...]:
+    """A table's name as the user gave it, as folders and a file name without ending.
+
+    ``/`` and ``\\`` both separate folders. Nothing leads out of the folder that the parts are put in, on any system.
+
+    Raises:
+        TableError: it is no name; says why.
+    """
+    parts = tuple(name.strip().removesuffix(SUFFIX).replace("\\", "/").split("/"))
+    for part in parts:
+        if problem := _problem(part):
+            raise TableError(
+                f"give the table another name than '{name}': {problem}. "
+                "Use letters, digits, - and _, and / between folders"
+            )
+    return parts
+
+
+def _problem(part: str) -> str:
+    if not part:
+        return "it begins or ends with /, or has two together"
+    if part in (".", ".."):
+        return f"'{part}' is no folder of its own"
+    if _FORBIDDEN.search(part):
+        return 'it has one of the characters < > : " | ? *'
+    if part != part.strip() or part.endswith("."):
+        return "a part of it begins or ends with a blank, or ends with a dot"
+    if _DEVICE.fullmatch(part):
+        return f"'{part}' is the name of a device on Windows"
+    if len(part) > _MOST_CHARACTERS:
+        return f"a part of it has more than {_MOST_CHARACTERS} characters"
+    return ""
