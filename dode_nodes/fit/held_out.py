@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DodeError
+from ..errors import NotFinite
 from ..sampling.denoiser import DodeDenoiser, row_corrections
 from ..sampling.probe import Queries
 from ..sampling.solvers import Sampler
@@ -205,6 +205,6 @@ def _error_from(
                 state = approach(denoiser, replace(batch, x=state))
             end = run(corrected, replace(batch, x=state))
             squares.append(mean_squares(end.cpu() - targets.of(batch, 0.0)))
-        except DodeError:  # half precision may not stand it: no reason to lose the row
+        except NotFinite:  # half precision may not stand it: no reason to lose the row
             squares.append(torch.full((len(state),), math.inf, dtype=torch.float64))
     return finite(float(in_order(batches, squares).mean().sqrt()))

@@ -112,7 +112,6 @@ MODEL: Mapping[str, Check] = {
     "fingerprint": _object_of(
         {
             "layout": is_name,
-            "format": is_name,
             "values": _list_of(_any_number),
             "more_values": _list_of(_any_number),
         }

@@ -21,6 +21,8 @@ def parts_of(name: str) -> tuple[str, ...]:
     Raises:
         TableError: it is no name; says why.
     """
+    if not name.strip().removesuffix(SUFFIX):
+        raise TableError("give the table a name: letters, digits, - and _, and / between folders")
     parts = tuple(name.strip().removesuffix(SUFFIX).replace("\\", "/").split("/"))
     for part in parts:
         if problem := _problem(part):

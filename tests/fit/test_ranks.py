@@ -151,7 +151,7 @@ def test_shares_cover_everything_once(size, items, monkeypatch):
 def test_where_one_rank_fails_all_do(found):
     """And none waits for ever for what the one that failed does not bring."""
     first, last = (each["nan"] for each in found)
-    assert last[0] == "DodeError"
+    assert last[0] == "NotFinite"
     assert "NaN" in last[1]
     assert first == ["RankFailed", f"rank 1: {last[1]}"]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dode_nodes import Latents
+from dode_nodes import Group, Latents
 from dode_nodes.fit.runs import Recording, Run
 from dode_nodes.sampling.denoiser import DodeDenoiser, dode_corrections
 from dode_nodes.sampling.probe import probe_student
@@ -109,3 +109,45 @@ def test_options_reach_the_sampler():
     run = Run(SOLVERS["ipndm"], SIGMAS, {"max_order": 2})
     expected = SOLVERS["ipndm"](two_peaks, x, SIGMAS, disable=True, max_order=2)
     assert torch.equal(run(two_peaks, batch_of()), expected)
+
+
+# --- What a host does around a run ----------------------------------------------------------------------
+
+
+def test_a_host_is_asked_around_every_run_that_evaluates_its_model():
+    """And around none that only replays."""
+    seen = []
+
+    def around(sample, indices, sigmas):
+        seen.append((indices.tolist(), len(sigmas)))
+        return sample({"seed": 7}) + 1
+
+    def model(x, sigma, seed):
+        assert seed == 7
+        return two_peaks(x, sigma)
+
+    _, batch = Latents([Group(model, latents(3), around=around)], 2).batches()
+    run = Run(sample_euler, SIGMAS)
+    x = latents(3)[2:]
+    assert torch.equal(run(model, batch), sample_euler(two_peaks, x, SIGMAS, disable=True) + 1)
+    recording = Recording(run, batch, "noise")
+    for _ in range(5):
+        recording.evaluate(model, np.zeros((5, 5)))
+        recording.next_state(np.zeros((5, 5)))
+    assert seen == [([2], 6)] * 6
+
+
+def test_a_model_is_told_of_evaluations_that_are_skipped():
+    """Such as one that counts steps."""
+    model = Counting()
+    model.skipped = []
+    model.skip = lambda x, sigma: model.skipped.append((x.clone(), float(sigma[0])))
+    batch = batch_of(model)
+    recording = Recording(Run(sample_euler, SIGMAS), batch, "noise")
+    for k in range(5):
+        model.skipped.clear()
+        recording.evaluate(model, np.zeros((5, 5)))
+        assert [sigma for _, sigma in model.skipped] == SIGMAS[:k].tolist()
+        assert all(
+            torch.equal(x, state) for (x, _), state in zip(model.skipped, recording.states, strict=False)
+        )

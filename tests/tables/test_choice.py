@@ -42,9 +42,10 @@ def test_where_a_part_was_not_measured_the_whole_decides_then_the_first():
 
 
 @pytest.mark.parametrize(
-    ("denoise", "steps"), [(1.0, 8), (0.95, 8), (0.5, 4), (0.3, 2), (0.1, 1), (0.06, 0), (0.0, 0)]
+    ("denoise", "steps"),
+    [(1.0, 8), (0.95, 8), (0.5, 4), (0.3, 2), (0.1, 1), (0.06, 1), (0.0, 0), (0.3125, 3)],
 )
-def test_denoise_is_a_share_of_the_steps(denoise, steps):
+def test_denoise_is_a_share_of_the_steps_halves_up_and_never_none(denoise, steps):
     part = part_for_steps(LambdaTable([row_of(sigmas=EIGHT), row_of(sigmas=FOUR)]), 8, denoise)
     assert part.row.steps == 8
     assert part.start == 8 - steps

@@ -15,15 +15,16 @@ _SAMPLED_TENSORS = 48
 _PLACE = 0.382
 _MORE_PLACES = (0.07, 0.19, 0.53, 0.71, 0.93)
 _COMPILED = "_orig_mod."
-_DIGITS_RTOL = 2e-5  # of numbers with five digits
+_FORMATS = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
+"""From fine to coarse."""
 _EQUAL_SHARE = 0.97
 """Weights that were moved by 1 % and rounded to fp8 agree in nine of ten."""
-_FORMATS = ("float64", "float32", "float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
-"""From fine to coarse."""
+_FEW_EQUAL_SHARE, _FEW_RTOL = 0.9, 0.01
+"""For fingerprints of version 0.1's first tables: 48 numbers of five digits."""
 
 
 def fingerprint(model: ModelPatcher) -> dict[str, Any]:
-    """Some weights, their number format, and a hash of all names and shapes.
+    """Some weights, and a hash of all names and shapes.
 
     Where a patch (LoRA) is applied, the weight beneath it is read. A weight that cannot be read, as those of GGUF
     files, is None; nothing at all can be read of some models.
@@ -40,7 +41,6 @@ def fingerprint(model: ModelPatcher) -> dict[str, Any]:
     sampled = [_beneath_patches(model, name, weights[name]) for name in large[::stride][:_SAMPLED_TENSORS]]
     return {
         "layout": hashlib.sha256(layout.encode()).hexdigest()[:16],
-        "format": _coarsest(str(weight.dtype).removeprefix("torch.") for weight in sampled),
         "values": [_value(weight, _PLACE) for weight in sampled],
         "more_values": [_value(weight, place) for weight in sampled for place in _MORE_PLACES],
     }
@@ -54,35 +54,38 @@ def _beneath_patches(model: ModelPatcher, name: str, weight: torch.Tensor) -> to
 def _value(weight: torch.Tensor, place: float) -> float | None:
     try:
         flat = weight.detach().reshape(-1)
-        return float(f"{float(flat[int(len(flat) * place)]):.5g}")
+        return float(f"{float(flat[int(len(flat) * place)]):.9g}")
     except (RuntimeError, NotImplementedError):  # a meta tensor, or a class of its own
         return None
-
-
-def _coarsest(formats: Any) -> str:
-    known = [name for name in formats if name in _FORMATS]
-    return max(known, key=_FORMATS.index, default="float32")
 
 
 def same_checkpoint(a: Facts, b: Facts) -> bool | None:
     """Whether two fingerprints are of one checkpoint; None where that cannot be told.
 
-    Both are rounded to the coarser of their formats, then compared number by number.
+    Both are rounded to the coarser of their number formats, then compared number by number.
     """
     if not a.get("layout") or not b.get("layout"):
         return None
     pairs = _readable_pairs(a, b)
-    if a["layout"] != b["layout"]:
-        return False if pairs else None
     if not pairs:
         return None
-    coarse = _coarsest((a.get("format", "float16"), b.get("format", "float16")))
-    x, y = (torch.tensor(numbers, dtype=torch.float64) for numbers in zip(*pairs, strict=True))
-    if coarse not in ("float32", "float64"):
-        dtype = getattr(torch, coarse)
-        x, y = (numbers.float().to(dtype).double() for numbers in (x, y))
-    equal = (x - y).abs() <= _DIGITS_RTOL * torch.maximum(x.abs(), y.abs())
-    return float(equal.double().mean()) >= _EQUAL_SHARE
+    if a["layout"] != b["layout"]:
+        return False
+    x, y = (torch.tensor(numbers, dtype=torch.float32) for numbers in zip(*pairs, strict=True))
+    coarse = max(_format_of(x), _format_of(y), key=_FORMATS.index)
+    x, y = (numbers.to(coarse).double() for numbers in (x, y))
+    many = "more_values" in a and "more_values" in b
+    rtol, least = (0.0, _EQUAL_SHARE) if many else (_FEW_RTOL, _FEW_EQUAL_SHARE)
+    equal = (x - y).abs() <= rtol * torch.maximum(x.abs(), y.abs())
+    return float(equal.double().mean()) >= least
+
+
+def _format_of(values: torch.Tensor) -> torch.dtype:
+    """The coarsest that holds them all: an fp8 file's weights may have been loaded as fp16."""
+    return next(
+        (dtype for dtype in reversed(_FORMATS) if torch.equal(values.to(dtype).float(), values)),
+        torch.float32,
+    )
 
 
 def _readable_pairs(a: Facts, b: Facts) -> list[tuple[float, float]]:

@@ -155,7 +155,10 @@ class Distillation:
         )
         shown = 2 * len(latents.held_out) * pipeline.evaluations(0)
         trials = consistency_cost(latents)
-        self._reporter.begin(f"{pipeline.cost}; then {shown} for the results to look at", *pipeline.remarks)
+        self._reporter.begin(
+            f"{pipeline.cost}; plus {trials} to check the model first and {shown} for the results to look at",
+            *pipeline.remarks,
+        )
         with Progress(trials + pipeline.cost.total + shown, self._reporter) as work:
             trying, fitting, showing = work.split(trials, pipeline.cost.total, shown)
             self._check_model(latents, trying)

@@ -23,7 +23,8 @@ def test_another_familys_table_is_refused(make_model, dode):
 
 
 def test_fingerprint_ignores_patches_and_number_format(make_model):
-    from dode_nodes.hosts.comfy.model_facts import fingerprint, model_facts, same_fingerprint
+    from dode_nodes.hosts.comfy.fingerprint import fingerprint, same_checkpoint
+    from dode_nodes.hosts.comfy.model_facts import model_facts
 
     with torch.inference_mode(False):
         model = make_model()
@@ -33,10 +34,10 @@ def test_fingerprint_ignores_patches_and_number_format(make_model):
         patched.add_patches({weight: (torch.ones(16, 16),)}, 0.5)
         patched.patch_model(torch.device("cpu"))
         try:
-            assert same_fingerprint(fingerprint(patched), original)
+            assert same_checkpoint(fingerprint(patched), original)
             assert model_facts(patched)["patches"] == {"weights": 1, "strengths": [0.5]}
         finally:
             patched.unpatch_model(torch.device("cpu"))
         model.model.diffusion_model.to(torch.bfloat16)
-        assert same_fingerprint(fingerprint(model), original)
-    assert not same_fingerprint(fingerprint(make_model()), original)
+        assert same_checkpoint(fingerprint(model), original)
+    assert same_checkpoint(fingerprint(make_model()), original) is False

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -162,11 +163,11 @@ def test_the_cost_is_said_before_and_counted_down(make_model, dode, monkeypatch,
     assert cost in caplog.text
     numbers = re.fullmatch(
         r"at most (\d+) evaluations: teacher \d+, students \d+, refining \d+ \(on up to \d+ latents\); "
-        r"then (\d+) for the results to look at",
+        r"plus (\d+) to check the model first and (\d+) for the results to look at",
         cost,
     )
     assert said[1][0] > 0
-    assert re.search(r"teacher: \d+ of \d+ evaluations, .* left", said[1][1])
+    assert re.search(r"[a-z ]+: \d+ of \d+ evaluations, .* left", said[1][1])
     totals = [total for _, total in told]
     assert totals[0] == sum(map(int, numbers.groups()))
     assert all(after <= before for before, after in pairwise(totals))
@@ -246,11 +247,33 @@ def full_disk(*args: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
-def test_a_full_disk_is_said_and_leaves_no_part(make_model, dode, lambdas_folder, monkeypatch):
+def test_a_full_disk_is_said_costs_no_rows_and_leaves_no_part(make_model, dode, lambdas_folder, monkeypatch):
     monkeypatch.setattr("os.fsync", full_disk)
-    with pytest.raises(TableError, match="No space left"):
-        dode.distil(make_model())
+    table, *_, summary = dode.distil(make_model())
+    assert "No space left" in summary.splitlines()[0]
+    assert len(table.rows) == 2
     assert list(lambdas_folder.iterdir()) == []
+
+
+def test_a_folder_that_is_gone_at_the_end_is_replaced_by_another(
+    make_model, dode, lambdas_folder, monkeypatch
+):
+    from dode_nodes.hosts.comfy import table_files
+
+    other = lambdas_folder / "other"
+    monkeypatch.setattr(table_files, "_folders_of_last_resort", lambda: [other])
+    asked = lambdas_folder / "sub"
+    model = make_model(
+        on_call=lambda evaluated: evaluated > 300 and asked.is_dir() and _becomes_a_file(asked)
+    )
+    *_, summary = dode.distil(model, save_name="sub/name")
+    assert summary.startswith(f"Saved as {other / 'name.safetensors'}")
+    assert LambdaTable.load(other / "name.safetensors").rows
+
+
+def _becomes_a_file(folder: Path) -> None:
+    folder.rmdir()
+    folder.touch()
 
 
 def test_a_taken_name_gets_a_number(make_model, dode, lambdas_folder):
@@ -282,8 +305,8 @@ def test_an_unwritable_folder_is_found_before_sampling(make_model, dode, monkeyp
         ({"latent": {"samples": torch.zeros(1, 4, 4, 4), "noise_mask": torch.ones(1, 4, 4)}}, "mask"),
         ({"steps": "eight"}, "steps must be"),
         ({"steps": "0"}, "steps must be"),
-        ({"save_name": "../../escape"}, "not a name"),
-        ({"save_name": "  "}, "not a name"),
+        ({"save_name": "../../escape"}, "another name than"),
+        ({"save_name": "  "}, "give the table a name"),
         ({"latents": 2, "positive": conditioning(0.1, 0.2, 0.3)}, "at least 3 latents"),
         ({"sigmas": torch.empty(0)}, "zero steps; at least two are needed"),
         ({"sigmas": torch.tensor([5.0])}, "zero steps; at least two are needed"),

@@ -1,0 +1,91 @@
+"""The check of a model: what is no function of its state is refused, and all that is passes, at a known cost."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from dode_nodes import DodeError, Group, Latents, Progress
+from dode_nodes.fit.consistency import check_consistency, consistency_cost
+from tests.oracles import Gaussian, two_peaks
+from tests.toys import Counting, Telling, latents
+
+
+def check(of, dtype=torch.float64, told=None, **kwargs):
+    check_consistency(of, 2.0, dtype, Progress(consistency_cost(of), told), **kwargs)
+
+
+@pytest.mark.parametrize("size", [None, 1, 3])
+@pytest.mark.parametrize("model", [two_peaks, Gaussian(flow=False)])
+def test_a_function_passes_and_costs_what_is_said(model, size):
+    counting, told = Counting(model), Telling()
+    groups = [
+        Group(counting, latents(5)),
+        Group(counting, latents(1, 1, 4)),
+        Group(counting, latents(4, 2, 4, 6)),
+    ]
+    subject = Latents(groups, size)
+    check(subject, told=told)
+    assert told[0].total == consistency_cost(subject)
+    assert told[-1].done == told[-1].total == counting.evaluations
+    assert max(counting.batches) == (1 if size == 1 else 2)
+
+
+class Cached:
+    """Gives every third time the answer before again, as caches do that watch for small changes."""
+
+    def __init__(self):
+        self.asked = 0
+        self.last = None
+
+    def __call__(self, x, sigma):
+        self.asked += 1
+        if self.asked % 3 or self.last is None or self.last.shape != x.shape:
+            self.last = two_peaks(x, sigma)
+        return self.last
+
+
+class Momentum:
+    """Goes on a little in the direction that it came from."""
+
+    def __init__(self):
+        self.last = None
+
+    def __call__(self, x, sigma):
+        now = two_peaks(x, sigma)
+        before = now if self.last is None or self.last.shape != x.shape else self.last
+        self.last = now
+        return now + 0.01 * (now - before)
+
+
+@pytest.mark.parametrize("kind", [Cached, Momentum])
+def test_what_remembers_is_refused(kind):
+    with pytest.raises(DodeError, match=r"remove what remembers .* from the model \(EasyCache\)"):
+        check(Latents.of(kind(), latents(4)), suspects="EasyCache")
+    good = Group(two_peaks, latents(4))
+    with pytest.raises(DodeError, match="remove what remembers earlier steps from the model:"):
+        check(Latents([good, Group(kind(), latents(4))]))
+
+
+def mixing(share, dtype=torch.float64):
+    def model(x, sigma):
+        denoised = two_peaks(x.double(), sigma.double())
+        return (denoised + share * (denoised.mean(0) - denoised)).to(dtype)
+
+    return model
+
+
+def test_what_mixes_a_batch_is_refused_but_for_one_latent_at_a_time():
+    with pytest.raises(DodeError, match="set micro_batch to 1"):
+        check(Latents.of(mixing(0.1), latents(4)))
+    check(Latents.of(mixing(0.1), latents(4), micro_batch=1))
+    check(Latents.of(mixing(0.1), latents(1)))
+
+
+def test_rounding_that_differs_between_batches_is_no_mixing():
+    """A network in half precision takes other paths for other batches."""
+    x = latents(4)
+    check(Latents.of(mixing(1e-3, torch.float16), x.half()), torch.float16)
+    check(Latents.of(mixing(1e-6, torch.float32), x.float()), torch.float32)
+    with pytest.raises(DodeError, match="set micro_batch to 1"):
+        check(Latents.of(mixing(1e-2, torch.float32), x.float()), torch.float32)
