@@ -1,4 +1,4 @@
-"""Noise levels: what a schedule must be, and when two σ are the same one."""
+"""Noise levels: what a schedule must be, and when two σ are equal."""
 
 from __future__ import annotations
 
@@ -42,27 +42,27 @@ def check_sigmas(sigmas: Tensor) -> None:
     if not isinstance(sigmas, Tensor) or sigmas.ndim != 1 or not sigmas.is_floating_point():
         raise DodeError("sigmas must be a one-dimensional tensor of floating-point numbers")
     if len(sigmas) < 2:
-        raise DodeError(f"sigmas has {len(sigmas)} entries: that is zero steps; at least two are needed")
+        raise DodeError(f"sigmas needs at least two entries (one step), not {len(sigmas)}")
     values = sigmas.tolist()
     if not all(math.isfinite(s) and s >= 0 for s in values):
         raise DodeError(f"sigmas must be finite and not negative, got {values}")
     for i, (a, b) in enumerate(pairwise(values)):
         if b >= a:
             what = "is repeated" if a == b else "ascends"
-            raise DodeError(f"sigmas must descend, but it {what} at {i} → {i + 1}: {a:.6g}, {b:.6g}")
+            raise DodeError(f"sigmas must descend, but σ {what} at {i} → {i + 1}: {a:.6g}, {b:.6g}")
 
 
 def check_schedules(schedules: Sequence[Tensor]) -> None:
     """Refuse students' schedules that do not all descend from one σ to 0."""
     if not schedules:
-        raise DodeError("there is no schedule: give the students' sigmas")
+        raise DodeError("give at least one schedule: the sigmas of a student")
     for sigmas in schedules:
         check_sigmas(sigmas)
         if sigmas[-1] != 0:
-            raise DodeError(f"a distilled schedule ends at σ = 0, this one at {float(sigmas[-1]):.6g}")
+            raise DodeError(f"a schedule to distil must end at σ = 0, not at {float(sigmas[-1]):.6g}")
     starts = [float(sigmas[0]) for sigmas in schedules]
     if not all(equal_sigma(start, starts[0]) for start in starts):
-        raise DodeError(f"the schedules begin at different σ: {starts}")
+        raise DodeError(f"the schedules must start at the same σ, not at {starts}")
 
 
 def at_least_float32(sigmas: Tensor) -> Tensor:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
+import os
 from types import ModuleType
 
 import pytest
 
-from dode_nodes.hosts.comfy.launch import find_comfyui
+from tests.comfyui_hosts import COUNTS, HERE
 from tests.import_comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Room for the results of further hosts."""
+    config.stash[COUNTS] = {}
 
 
 @pytest.fixture(scope="session")
 def comfyui(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     """ComfyUI's `comfy` package, e.g. comfyui.samplers. Mark tests that use it `comfyui`."""
-    checkout = find_comfyui()
-    if checkout is None:
-        pytest.skip("no ComfyUI checkout: set COMFYUI_PATH")
+    if HERE is None:
+        pytest.skip("no ComfyUI that this Python runs: set COMFYUI_PATH")
+    os.environ["COMFYUI_PATH"] = str(HERE.checkout)  # the product finds the same one
     try:
-        return import_comfyui(checkout, tmp_path_factory.mktemp("comfyui"))
+        return import_comfyui(HERE.checkout, tmp_path_factory.mktemp("comfyui"))
     except ImportError as error:
-        pytest.skip(f"the ComfyUI at {checkout} cannot be imported: {error}")
+        pytest.fail(f"{HERE}, cannot be imported: {error}. See tests/comfyui-requirements.txt")
 
 
 @pytest.fixture(scope="session")

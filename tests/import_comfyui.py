@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 import warnings
+from importlib.machinery import ModuleSpec
+from importlib.util import module_from_spec
 from pathlib import Path
 from types import ModuleType
 
@@ -41,6 +43,8 @@ def _stub_torchvision_if_broken() -> None:
             warnings.simplefilter("ignore")  # its image codecs are missing
             importlib.import_module("torchvision.transforms")
     except (ImportError, RuntimeError):
-        stub = ModuleType("torchvision")
-        stub.transforms = ModuleType("torchvision.transforms")
-        sys.modules.update({"torchvision": stub, "torchvision.transforms": stub.transforms})
+        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops")
+        stubs = [module_from_spec(ModuleSpec(name, None)) for name in names]
+        sys.modules.update(zip(names, stubs, strict=True))
+        stubs[0].transforms, stubs[0].ops = stubs[1], stubs[3]
+        stubs[3].roi_align = stubs[3].deform_conv2d = None  # newer ones import them by name

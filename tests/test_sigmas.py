@@ -13,8 +13,8 @@ from tests.toys import karras, uniform
 @pytest.mark.parametrize(
     ("sigmas", "why"),
     [
-        (torch.tensor([]), "0 entries: that is zero steps"),
-        (torch.tensor([3.0]), "1 entries: that is zero steps"),
+        (torch.tensor([]), r"at least two entries \(one step\), not 0"),
+        (torch.tensor([3.0]), r"at least two entries \(one step\), not 1"),
         (torch.tensor([3.0, 1.0, 2.0, 0.0]), r"ascends at 1 → 2: 1, 2"),
         (torch.tensor([3.0, 1.0, 1.0, 0.0]), r"is repeated at 1 → 2: 1, 1"),
         (torch.tensor([3.0, 1.0, -1.0]), "not negative"),
@@ -32,11 +32,11 @@ def test_what_is_no_schedule_is_refused(sigmas, why):
 
 def test_schedules_of_students_end_at_zero_and_begin_together():
     check_schedules([karras(5), karras(8)])
-    with pytest.raises(DodeError, match="no schedule"):
+    with pytest.raises(DodeError, match="at least one schedule"):
         check_schedules([])
-    with pytest.raises(DodeError, match=r"ends at σ = 0, this one at 0\.05"):
+    with pytest.raises(DodeError, match=r"must end at σ = 0, not at 0\.05"):
         check_schedules([karras(5), karras(5)[:-1]])
-    with pytest.raises(DodeError, match="begin at different σ"):
+    with pytest.raises(DodeError, match="must start at the same σ"):
         check_schedules([karras(5), karras(5, sigma_max=14.0)])
 
 

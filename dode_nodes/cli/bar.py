@@ -1,4 +1,4 @@
-"""The progress bar of the command line, and the place where an interrupt is heeded."""
+"""The progress bar of the command line. It also handles interrupts."""
 
 from __future__ import annotations
 

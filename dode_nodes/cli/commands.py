@@ -113,7 +113,7 @@ def _parser() -> argparse.ArgumentParser:
         help="distil a λ table for a model or a checkpoint",
         description="Runs a many-step teacher once and fits few-step solvers to it: first λ, then, within "
         "--refine-budget, all numbers of the solver together. Says what it may cost before it starts. If you "
-        "interrupt it, it saves what it found as FILE-partial. For several GPUs or processes: torchrun "
+        "interrupt it, it saves the rows found so far as FILE-partial. For several GPUs or processes: torchrun "
         "--nproc-per-node 2 -m dode_nodes distill …",
     )
     make_table.add_options(distill)

@@ -1,6 +1,6 @@
 """``python -m dode_nodes distill``: a λ table for an embedded model or a checkpoint, without a graph.
 
-Under ``torchrun`` every rank does the same, on a share of the latents; the first prints and writes.
+Under ``torchrun``, every rank does the same on a share of the latents. The first rank prints and writes.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def _found(options: argparse.Namespace, stop_if_asked: Callable[[], None]) -> La
         if table is None or not is_first_rank():
             raise
         out = options.out
-        where = f"what was found is in {table.save(free_path(out.with_stem(f'{out.stem}-partial')))}"
+        where = f"the rows found so far are saved in {table.save(free_path(out.with_stem(f'{out.stem}-partial')))}"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(where) from error
         print(where, file=sys.stderr)

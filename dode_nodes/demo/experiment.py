@@ -1,7 +1,8 @@
-"""The demo's computation: distil solvers for an embedded model, refine the best, and set them beside stock solvers.
+"""The demo's computation: distil solvers for an embedded model, refine the best, and compare them with stock
+solvers.
 
-λ is fitted on one set of latents and checked on a quarter of it. What is compared comes from fresh latents
-that nothing was fitted on: the distance to the converged solution from the same noise.
+λ is fitted on one set of latents and checked on a quarter of it. The comparison uses fresh latents that were not
+used for the fit. It measures the distance to the converged solution from the same noise.
 """
 
 from __future__ import annotations
@@ -240,11 +241,11 @@ def check_settings(steps: Sequence[int], cfg: float, seed: int) -> None:
         DodeError: it does not.
     """
     if not steps or min(steps) < 1 or max(steps) > MAX_EVALUATIONS:
-        raise DodeError(f"steps must lie between 1 and {MAX_EVALUATIONS}")
+        raise DodeError(f"steps must be between 1 and {MAX_EVALUATIONS}")
     if not 0 <= cfg < math.inf:
         raise DodeError(f"cfg must be a number of at least 0, not {cfg}")
     if not 0 <= seed < 2**32:
-        raise DodeError(f"the seed must lie between 0 and {2**32 - 1}, not {seed}")
+        raise DodeError(f"the seed must be between 0 and {2**32 - 1}, not {seed}")
 
 
 def seeds_to_fit(seed: int, latents: int) -> range:

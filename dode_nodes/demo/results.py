@@ -1,4 +1,4 @@
-"""What the demo leaves behind: a comparison to print, and a folder of pictures and numbers."""
+"""The demo's results: a comparison to print, and a folder of pictures and numbers."""
 
 from __future__ import annotations
 
@@ -60,12 +60,12 @@ def comparison_text(demo: Demo) -> str:
     """D-variants beside stock samplers at equal evaluations, gains and losses alike."""
     latents, tried = len(demo.fresh_seeds), len(demo.stock(demo.budgets[0]))
     notes = [
-        f"Error: RMS distance to the converged latent, over {latents} fresh latents. A few of them govern it.",
-        f"Closer: for how many of the {latents} the D-variant is nearer than the stock sampler.",
-        f"Best: the stock sampler that did best here, with hindsight, of {tried}; against it the D-variant that did",
+        f"Error: RMS distance to the converged latent, over {latents} fresh latents. A few latents dominate it.",
+        f"Closer: the number of latents, of {latents}, for which the D-variant is closer than the stock sampler.",
+        f"Best: the best of {tried} stock samplers, chosen on these latents. It is compared with the D-variant that was",
         "best on its held-out latents.",
-        "Refined: fitted end to end, from the D-variant that did best on the held-out latents; its σ have moved.",
-        "−penultimate: with one step more, and then without the last σ before 0.",
+        "Refined: fitted end to end, from the D-variant that was best on the held-out latents. It has its own σ.",
+        "−penultimate: made with one extra step, then the last σ before 0 is left out.",
         f"{_reference(demo)}.",
     ]
     lines: list[Sequence[str]] = [("", "schedule", "stock", "D-ODE", "change", "closer")]

@@ -1,4 +1,4 @@
-"""Images to latents and back without loss, where a real model has its VAE.
+"""The demo's VAE: turns images into latents and back, without loss.
 
 A latent's four channels are the four pixels of a 2×2 square (pixel-unshuffle), shifted and scaled so that
 the digits' mean is about 0 and their standard deviation about 1.

@@ -1,7 +1,7 @@
-"""Whether a model is a function: one state has one answer, whatever was asked before it and beside it.
+"""Checks that a model gives the same result for the same latent, whatever it evaluated before or in the same batch.
 
-Least squares compares runs that share what the network answered. Caches of earlier steps, guidance with a
-momentum, and guidance that mixes the latents of a batch make that wrong without a word.
+The fit relies on this. Caches of earlier steps, guidance with momentum, and guidance that mixes the latents of a
+batch break it without an error.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from .evaluator import Evaluator
 from .latents import Latents, MicroBatch, root_mean_square
 from .progress import Progress
 
-_STEPS = 6
-"""Steps of the run whose last state is asked again: caches watch some steps before they leave one out."""
-_STEP = 0.93
-"""The next σ as a part of the last: as close as a teacher's, where caches reuse an answer."""
+_STEPS = 5
+"""Of a run whose last answer is compared: caches watch some steps before they leave one out."""
+_STEP, _LAST_STEP = 0.97, 0.995
+"""The next σ as a part of the last: as close as a teacher's, where caches reuse an answer, and closer."""
 _LATENTS = 2
 _SAME_BATCH = 10.0  # ε of the dtype
 _OTHER_BATCH, _OTHER_BATCH_IN_HALF = 1e-4, 1e-2  # relative RMS
@@ -27,13 +27,16 @@ _OTHER_BATCH, _OTHER_BATCH_IN_HALF = 1e-4, 1e-2  # relative RMS
 
 def consistency_cost(latents: Latents) -> int:
     """What ``check_consistency`` takes at most, in evaluations of one latent."""
-    return sum((_STEPS + 3) * len(batch.x) + 1 for batch in _trials(latents))
+    return sum(2 * _STEPS * len(batch.x) + 1 for batch in _trials(latents))
 
 
 def check_consistency(
     latents: Latents, sigma: float, dtype: torch.dtype, progress: Progress, *, suspects: str = ""
 ) -> None:
     """Refuse a model that remembers what it was asked, or that mixes the latents of a batch.
+
+    The same state is asked about at the same step of two runs, after other latents in one than in the other. (What
+    a model does may depend on the step: scheduled hooks count them.)
 
     Args:
         latents: of the fit; two of every group are tried.
@@ -49,17 +52,29 @@ def check_consistency(
     with progress:
         evaluator = Evaluator(progress)
         for batch in _trials(latents):
-            states, last = _run_on(batch, sigma, evaluator)
-            again = _asked(batch, [states[-1], states[0], states[-1]], evaluator)
-            if not all(_same(last, answer, dtype) for answer in (again[0], again[2])):
+            states = _some_states(batch, sigma)
+            others = [(-x, at) for x, at in states[:-1]]
+            try:
+                answers = _asked(batch, states, evaluator)
+                after_others = _asked(batch, [*others, states[-1]], evaluator)
+                alone = _asked_alone(batch, states[0], evaluator)
+            except torch.OutOfMemoryError:
+                raise
+            except RuntimeError as error:
                 raise DodeError(
-                    f"remove what remembers earlier steps from the model{named}: a cache such as EasyCache or TeaCache, "
-                    "or guidance with momentum. With it the network gives two answers to one latent, and nothing can "
-                    "be fitted. You can put it back when you sample with the table"
+                    f"remove the cache of earlier steps from the model{named}: with it, the model fails on a second "
+                    f"latent: {error}"
+                ) from error
+            if not _same(answers[-1], after_others[-1], dtype):
+                raise DodeError(
+                    "remove the cache of earlier steps (such as EasyCache or TeaCache) or the guidance with momentum "
+                    f"from the model{named}: with it, the network gives different results for the same latent, and "
+                    "nothing can be fitted. You can put it back when you sample with the table"
                 )
-            if len(batch.x) > 1 and not _alike(last[:1], _asked_alone(batch, states[-1], evaluator), dtype):
+            if len(batch.x) > 1 and not _alike(answers[0][:1], alone, dtype):
                 raise DodeError(
-                    f"set micro_batch to 1: guidance on this model{named} lets the latents of a batch change each other"
+                    f"set micro_batch to 1: with the guidance on this model{named}, the latents of a batch affect each "
+                    "other. A model that makes one video of a batch cannot be distilled"
                 )
 
 
@@ -76,23 +91,11 @@ State = tuple[Tensor, float]
 """x and σ."""
 
 
-def _run_on(batch: MicroBatch, sigma: float, evaluator: Evaluator) -> tuple[list[State], Tensor]:
-    """Some short steps of Euler: the states that they ask about, and the last answer."""
-    schedule = torch.tensor([sigma * _STEP**i for i in range(_STEPS + 1)], dtype=torch.float32)
-    model = evaluator.on(batch, "checking the model")
-    states: list[State] = []
-
-    def sample(extra_args: dict[str, Any]) -> Tensor:
-        x = batch.x / batch.x.std() * sigma
-        denoised = x
-        for now, then in zip(schedule[:-1].tolist(), schedule[1:].tolist(), strict=True):
-            states.append((x, now))
-            denoised = model(x, x.new_full((len(x),), now), **extra_args)
-            x = x + (then - now) * (x - denoised) / now
-        return denoised
-
-    with torch.no_grad():
-        return states, batch.run(sample, schedule)
+def _some_states(batch: MicroBatch, sigma: float) -> list[State]:
+    """As a sampler with short steps asks about them: near each other."""
+    noise = batch.x / batch.x.std()
+    sigmas = [sigma * _STEP**i for i in range(_STEPS - 1)]
+    return [(noise * at, at) for at in (*sigmas, sigmas[-1] * _LAST_STEP)]
 
 
 def _asked(batch: MicroBatch, states: list[State], evaluator: Evaluator) -> list[Tensor]:
@@ -105,9 +108,8 @@ def _asked(batch: MicroBatch, states: list[State], evaluator: Evaluator) -> list
             answers.append(model(x, x.new_full((len(x),), sigma), **extra_args))
         return answers[-1]
 
-    sigmas = sorted({sigma for _, sigma in states}, reverse=True)
     with torch.no_grad():
-        batch.run(sample, torch.tensor([*sigmas, 0.0]))
+        batch.run(sample, torch.tensor([*(sigma for _, sigma in states), 0.0]))
     return answers
 
 

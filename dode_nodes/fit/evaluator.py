@@ -1,4 +1,4 @@
-"""The one place where a fit evaluates the network: it counts, tells of progress, and stops at the first NaN."""
+"""The one place where a fit evaluates the network: it counts, reports progress, and stops at the first NaN."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ class _Watched(DenoiserProxy):
         if not denoised.isfinite().all():
             raise NotFinite(
                 f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} "
-                f"({self._stage}). A model in half precision may need fp32 or bf16"
+                f"({self._stage}). If the model runs in half precision, try fp32 or bf16"
             )
         self._evaluator.count(self._batch, self._stage, denoised)
         return denoised

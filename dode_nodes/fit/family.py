@@ -1,4 +1,4 @@
-"""The students that a row can be refined to: where a refinement may begin, and what it may change."""
+"""The students that a row can be refined to: where a refinement may start, and what it may change."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Family:
         options = dict(row.solver_options)
         schedule = torch.tensor(row.sigmas, dtype=torch.float32)  # some samplers serve no other
         if probe_student(solver, schedule, model=lender, options=options).per_step != row.evaluations:
-            raise DodeError(f"{row.label}: the solver takes other steps here than the row was made with")
+            raise DodeError(f"{row.label}: the solver takes different steps here than when the row was made")
         if row.nfe < 2:
             raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
         corrections = row_corrections(row)

@@ -1,6 +1,6 @@
 """Greedy least squares: the student follows the teacher, one network evaluation after the other.
 
-The next state that a sampler asks about is affine in the corrections of the evaluation before it.
+The sampler's next state is affine in the corrections of the evaluation before it.
 With x⁰ that state for the fixed part of the corrections, x^p for direction p added, and x* the
 teacher's state at the same σ, the coefficients θ minimise ‖x⁰ + Σ_p θ_p (x^p − x⁰) − x*‖² over the
 latents. For D-ODE (Kim et al. 2024, Eq. 13 and 14) there is one direction, and θ is λ.

@@ -1,4 +1,4 @@
-"""What a row does on latents that it was not fitted on: distances to the teacher, and no harm."""
+"""Measures a row on latents that it was not fitted on, and shrinks λ if it does harm there."""
 
 from __future__ import annotations
 
@@ -136,7 +136,7 @@ def no_harm(held_out: HeldOut, corrections: np.ndarray, recordings: Sequence[Rec
     stock = held_out.errors(np.zeros_like(corrections), "stock solver")
     cost = evaluator.spent() - begun
     dode = held_out.recorded_errors(corrections, recordings)
-    if _end(dode) < _end(stock):
+    if _end(dode) < _end(stock) or not corrections.any():  # nothing to shrink
         return Verdict(stock, dode, 1.0, {"stock": cost})
 
     trials = [(held_out.errors(part * corrections, "shrinking λ"), part) for part in SHRINKS]

@@ -35,7 +35,7 @@ class Group:
         extra_args: the model's keyword arguments for the whole group; or, where they differ from
             latent to latent, a function of the latents' indices (``[m]``, int64) within the group.
         around: what is done around every run that evaluates the model; it gives the run its arguments.
-            A model that has an attribute ``skip`` is called ``skip(x, sigma)`` where a run passes an
+            A model that has an attribute ``skip_evaluation`` is called ``skip_evaluation(x, sigma)`` where a run passes an
             evaluation whose output is known.
     """
 

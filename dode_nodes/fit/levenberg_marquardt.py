@@ -1,11 +1,11 @@
 """Levenberg–Marquardt on a student's last state, with no derivative of the network.
 
-With x_b(θ) the student's last state from latent b, for numbers θ, and x*_b the teacher's, minimise
+Let x_b(θ) be the student's last state from latent b, for numbers θ, and x*_b the teacher's. Minimise
 
     F(θ) = Σ_b ‖r_b‖²,    r_b = (x_b(θ) − x*_b)/√d.
 
-The Jacobian comes from forward differences, in the memory that sampling takes. From step to step it is kept up
-to date by Broyden's update, which costs no evaluation. Latents come in micro-batches and may be spread over the
+The Jacobian is computed by forward differences and needs no more memory than sampling. Broyden's update keeps it
+up to date from step to step, and costs no evaluation. Latents come in micro-batches and may be spread over the
 ranks of a process group: every decision is made on sums over all of them.
 """
 

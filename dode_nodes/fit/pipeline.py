@@ -1,6 +1,6 @@
 """One run of the teacher, a student per schedule, the better prediction, refinement: from latents to rows.
 
-What the node 'Distill λ', ``python -m dode_nodes distill`` and the demo do.
+The node 'Distill λ', ``python -m dode_nodes distill`` and the demo use it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Recipe:
         object.__setattr__(self, "predictions", tuple(self.predictions))
         object.__setattr__(self, "settings", checked(self.settings, SETTINGS, "settings"))
         if not self.solvers:
-            raise DodeError("there is no solver to distil")
+            raise DodeError("give at least one solver to distil")
         if not self.predictions or not set(self.predictions) <= set(PREDICTIONS):
             raise DodeError(f"predictions must be among {PREDICTIONS}, not {self.predictions}")
         if not self.refine_budget >= 0:
@@ -119,7 +119,7 @@ class Pipeline:
         self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
         self.remarks = []
         if len(self._refinable) < len(schedules):
-            self.remarks.append("with one evaluation there is nothing to fit: that row is the plain solver")
+            self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
         self._budgets = self._shares(recipe.refine_budget) if recipe.refine_budget else []
         self.cost = Cost(
             teacher=self._teacher.cost,
@@ -206,7 +206,9 @@ class Pipeline:
             return [self._plan(i, budget) for i, budget in pairs]
         except DodeError as error:
             budget = self._recipe.refine_budget
-            raise DodeError(f"each schedule shares a refine budget of {budget:g}: {error}") from error
+            raise DodeError(
+                f"raise the refine budget of {budget:g}, which all schedules share: {error}"
+            ) from error
 
     def _plan(self, i: int, budget: float | None) -> Plan:
         """For the schedule's student that costs most: which of them will be refined is not known yet."""

@@ -1,4 +1,4 @@
-"""How far a long piece of work is, however many parts it has."""
+"""The progress of a long piece of work with any number of parts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Progress:
         if not isinstance(progress, Progress):
             return cls(total, progress)
         if total > progress._total:
-            raise ValueError(f"{total} evaluations were planned as {progress._total}")
+            raise ValueError(f"the work takes {total} evaluations, but {progress._total} were planned")
         progress._shrink_to(total)
         return progress
 
@@ -66,7 +66,7 @@ class Progress:
             ValueError: they are more than the whole, a mistake of the plan.
         """
         if sum(totals) > self._total:
-            raise ValueError(f"parts of {totals} evaluations were planned as {self._total}")
+            raise ValueError(f"the parts take {totals} evaluations, but {self._total} were planned")
         parts = [Progress(total) for total in totals]
         for part in parts:
             part._whole = self

@@ -1,10 +1,10 @@
-"""Data-parallel over the ranks of a process group, as torchrun starts them; one process is the case of one rank.
+"""Shares the work among the ranks of a process group, as torchrun starts them. One process is one rank.
 
-Every rank is given the same latents and makes the same calls. The latents are shared out, each rank evaluates
-its own, and what they found is gathered in the ranks' order: all ranks go on with the same numbers, to the bit.
+Every rank gets the same latents and makes the same calls. Each rank evaluates its share of the latents. The
+results are gathered in the ranks' order, so all ranks go on with the same numbers, to the bit.
 
-Ranks that go separate ways wait for each other for ever. So a rank that fails says so in the place of its next
-part (``failing_together``), and a signal ends nothing in the middle of an exchange (``signals_wait``).
+Ranks that stop making the same calls wait for each other for ever. So a rank that fails tells the others in place
+of its next part (``failing_together``), and no signal interrupts an exchange (``signals_wait``).
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def process_group() -> Iterator[None]:
         ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ["WORLD_SIZE"]))
         if ranks_here > gpus:
             raise DodeError(
-                f"{ranks_here} processes need a GPU each: start torchrun with --nproc-per-node {gpus}"
+                f"start torchrun with --nproc-per-node {gpus}: each of the {ranks_here} processes needs its own GPU"
             )
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", os.environ["RANK"])))
         backend = "nccl"
@@ -211,5 +211,5 @@ def _all_gather(mine: Tensor) -> list[Tensor]:
         try:
             dist.all_gather(everyones, mine)
         except RuntimeError as error:
-            raise RankFailed(f"another rank has gone: {error}") from error
+            raise RankFailed(f"another rank has ended: {error}") from error
     return [one.cpu() for one in everyones]

@@ -1,12 +1,12 @@
 """Refine a row end to end: fit all of the student's few numbers to the teacher's last state.
 
-Greedy λ follows the teacher from step to step; what is seen is the last latent alone. So all numbers are
-fitted to it together: for a single-stage linear multistep solver its weights over the history of outputs,
+Greedy λ follows the teacher from step to step, but only the last latent is seen. So here all numbers are fitted
+to it together: for a single-stage linear multistep solver its weights over the history of outputs,
 
     ô_k = Σ_j W_kj o_j,    x_{k+1} = x_k + (σ_{k+1} − σ_k) ô_k    (Kim et al. 2024, Eq. 8; o in noise space)
 
-of which λ is the one-parameter case, and its interior σ; for other solvers λ. Latents held out of the fit
-decide how much of it is kept.
+of which λ is the one-parameter case, and its interior σ; for other solvers λ. The held-out latents
+decide which result is kept.
 """
 
 from __future__ import annotations
@@ -176,8 +176,8 @@ class Refinement:
         start = min(begun, key=lambda played: played.squared_error)
         if not math.isfinite(start.squared_error):
             raise DodeError(
-                f"{self._family.row.label}: neither it nor its plain solver ends in finite numbers on these latents. "
-                "A model in half precision may need fp32 or bf16"
+                f"{self._family.row.label}: this row and its plain solver both return NaN or infinite values on these "
+                "latents. If the model runs in half precision, try fp32 or bf16"
             )
         descent = levenberg_marquardt(fit, start, self._family.parameters, self.plan.jacobians)
         for i, played in enumerate(descent):
@@ -303,8 +303,8 @@ def _plan(
         if plan.fitting <= budget * teacher_evaluations:
             return plan
     raise DodeError(
-        f"a budget of {budget:g} times the teacher's {teacher_evaluations} evaluations is too small: "
-        f"refining {family.row.label} takes at least {plans[-1].fitting / teacher_evaluations:.2g} times as many"
+        f"a budget of {budget:g} is too small: refining {family.row.label} takes at least "
+        f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
     )
 
 

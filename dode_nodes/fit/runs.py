@@ -1,7 +1,7 @@
-"""Run a sampler over latents: as it is, recorded, or replayed over what was recorded.
+"""Run a sampler over latents: plain, recorded, or replayed from a recording.
 
-Everything between two network evaluations is a few tensor operations, so the state that a sampler
-asks about next can be had again, for another λ, from the outputs recorded so far: no network needed.
+Between two network evaluations there are only a few tensor operations. So the sampler's next state can be
+computed again for another λ from the recorded outputs, without the network.
 """
 
 from __future__ import annotations
@@ -143,7 +143,7 @@ class Tape(DenoiserProxy):
         if k == self._end:
             raise EndOfRun(x)
         if k < self._played:
-            if (skip := getattr(self._model, "skip", None)) is not None:
+            if (skip := getattr(self._model, "skip_evaluation", None)) is not None:
                 skip(x, sigma)
             return self.denoised[k].to(x.device, copy=True)  # a sampler may write into it
         denoised: Tensor = self._model(x, sigma, **extra_args)

@@ -1,4 +1,4 @@
-"""A student as a function of its numbers: what it is made of, how it runs, what its end depends on."""
+"""A few-step solver as a function of its numbers: its parts, its runs, and what its last state depends on."""
 
 from __future__ import annotations
 

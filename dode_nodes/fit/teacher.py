@@ -1,4 +1,4 @@
-"""The teacher: the user's own sampler over many steps, through every σ its students ask about."""
+"""The teacher: the user's own sampler with many steps. It stops at every σ at which a student evaluates the network."""
 
 from __future__ import annotations
 
@@ -127,8 +127,8 @@ class Targets:
             if equal_sigma(stop, sigma):
                 return states
         raise DodeError(
-            f"these targets have no state at σ = {sigma:.6g}, which the student asks about: "
-            "run the teacher for this schedule and solver"
+            "run the teacher for this schedule and solver: "
+            f"these targets have no state at σ = {sigma:.6g}, which the student needs"
         )
 
     def of(self, batch: MicroBatch, sigma: float) -> Tensor:

@@ -117,8 +117,8 @@ class DodeDenoiser(DenoiserProxy):
         k = self._next
         if k >= len(self._corrections):
             raise DodeError(
-                f"the sampler asks the network more often than the {k} times that there are weights for: "
-                "it does not take the steps that it was distilled on"
+                f"the sampler evaluates the network more than {k} times, but there are weights for {k} evaluations: "
+                "it does not take the steps it was distilled for"
             )
         self._next += 1
         denoised: Tensor = self._model(x, sigma, **extra_args)

@@ -1,11 +1,11 @@
-"""Every single-stage linear multistep solver as weights over the history of outputs, read off by a probe.
+"""Every single-stage linear multistep solver as weights over the history of outputs, measured by a probe.
 
 Such a solver's step, over the whole schedule, is
 
     x_{k+1} = x_k + (σ_{k+1} − σ_k) Σ_j≤k W_kj o_j,    o_j = (x_j − D_j)/σ_j,
 
 which is Eq. 8 of Kim et al. 2024 under Euler in noise space. euler, DPM-Solver++, iPNDM, DEIS and linear
-multistep are all such, in noise space and in data space, with λ and without.
+multistep are all of this kind, in noise space and in data space, with λ and without.
 """
 
 from __future__ import annotations
@@ -81,9 +81,8 @@ def _rates(
     x = torch.zeros(1, 1, evaluations + 1, 1, dtype=schedule.dtype)
     x[..., -1, :] = 1
     try:
-        end = solver(
-            DodeDenoiser(toy, corrections, prediction), x, schedule.clone(), extra_args={}, disable=True, **options
-        )  # fmt: skip
+        denoiser = DodeDenoiser(toy, corrections, prediction)
+        end = solver(denoiser, x, schedule.clone(), extra_args={"model_options": {}}, disable=True, **options)
     except Exception:  # a latent that is no picture, or this precision: no probe, no family
         return None
     if len(toy.states) != evaluations or not np.allclose(toy.sigmas, schedule[:-1], rtol=1e-5):

@@ -1,8 +1,8 @@
-"""Which samplers can be distilled, and which σ they ask the network about.
+"""Which samplers can be distilled, and at which σ they evaluate the network.
 
-A sampler is run on a tiny latent with a free toy denoiser and the real σ. What it does there
-decides, before any network evaluation: it must be deterministic, ask σ that depend on nothing but
-the schedule, and be affine in the denoised alone, so that λ can be found by least squares.
+The probe runs a sampler on a tiny latent with a toy denoiser and the real σ, before any network evaluation.
+The sampler must be deterministic. Its σ must depend only on the schedule. And it must be affine in the
+denoised latent alone, so that λ can be found by least squares.
 """
 
 from __future__ import annotations
@@ -96,7 +96,9 @@ def probe_student(
     toy = _Toy(solver, sigmas, model, options or {})
     queries = toy.check_queries()
     if len(queries) > MAX_EVALUATIONS:
-        raise toy.refuse(f"asks the network {len(queries)} times; at most {MAX_EVALUATIONS} can be distilled")
+        raise toy.refuse(
+            f"evaluates the network {len(queries)} times; at most {MAX_EVALUATIONS} can be distilled"
+        )
     if len(sigmas) - 1 > MAX_EVALUATIONS:
         raise toy.refuse(f"takes {len(sigmas) - 1} steps; at most {MAX_EVALUATIONS} can be distilled")
     toy.check_affine(len(queries))
@@ -185,7 +187,7 @@ class _Toy:
             raise
         except Exception as error:
             raise self.refuse(
-                f"fails on this schedule, or reads more than the denoised ({type(error).__name__}: {error})"
+                f"fails on this schedule, or uses more than the denoised latent ({type(error).__name__}: {error})"
             ) from error
         if not isinstance(end, Tensor) or end.shape[1:] != x.shape[1:]:
             raise self.refuse("does not return the latent")
@@ -198,17 +200,17 @@ class _Toy:
             raise self.refuse("returns NaN or infinite values on this schedule, whatever the model")
         if not torch.equal(first.end, again.end):
             raise self.refuse(
-                "is stochastic: its result changes with the seed, so there is nothing to follow"
+                "is stochastic: its result changes with the seed, so there is no single result to fit"
             )
         other, batched = self.run(_smooth(3.0)), self.run(_smooth(), batch=2)
         if not first.asked == other.asked == batched.asked:
-            raise self.refuse("is adaptive: the σ it asks about depend on more than the schedule")
+            raise self.refuse("is adaptive: it chooses its σ during the run")
         if not first.asked:
-            raise self.refuse("never asks the network")
+            raise self.refuse("never evaluates the network")
         if min(first.asked) <= 0:
-            raise self.refuse("asks the network at σ = 0")
+            raise self.refuse("evaluates the network at σ = 0")
         if max(first.asked) > float(self.schedule[0]) * (1 + 1e-5):
-            raise self.refuse(f"asks the network at σ = {max(first.asked):.6g}, above the schedule")
+            raise self.refuse(f"evaluates the network at σ = {max(first.asked):.6g}, above the schedule")
         return tuple(first.asked)
 
     def check_affine(self, evaluations: int) -> None:
@@ -269,7 +271,7 @@ class _Toy:
         jittered = _jittered(self.schedule)
         if starts is None or _last_asked(self.run(_smooth(), jittered).asked, jittered) is None:
             raise self.refuse(
-                "cannot serve as a teacher: it does not ask every σ of the schedule that it is given. "
+                "cannot be the teacher: it does not evaluate the network at every σ of its schedule. "
                 "Use a sampler that does, such as dpmpp_2m, heun or euler"
             )
         constant = torch.full_like(_noise(0, self.schedule), 0.5)
@@ -282,11 +284,11 @@ class _Toy:
         for sigma, k in zip(self.schedule, starts, strict=False):
             if not missed_by(played.states[k], sigma) <= _STATE_TOLERANCE * max(float(sigma), 0.1):
                 raise self.refuse(
-                    f"cannot serve as a teacher: at σ = {float(sigma):.6g} it is far from the exact solution, "
-                    "even though the denoised is constant"
+                    f"cannot be the teacher: at σ = {float(sigma):.6g} it is far from the exact solution, "
+                    "even if the denoised latent is constant"
                 )
         if not missed_by(played.end, self.schedule[-1]) <= _END_TOLERANCE * (1 + float(self.schedule[0])):
-            raise self.refuse("cannot serve as a teacher: it does not end at the last σ that it is given")
+            raise self.refuse("cannot be the teacher: it does not end at the last σ of its schedule")
         return starts
 
     def _check_signature(self) -> None:
@@ -295,7 +297,7 @@ class _Toy:
             inspect.signature(self.solver).bind(None, None, None, **given)
         except TypeError as error:
             raise self.refuse(
-                f"is not called as (model, x, sigmas, …) or not with these options: {error}"
+                f"cannot be called as (model, x, sigmas, …) with these options: {error}"
             ) from error
         except ValueError:  # a builtin without a signature: the run itself will tell
             return
@@ -341,13 +343,15 @@ class _ToyDenoiser(DenoiserProxy):
         self.states: list[Tensor] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        if extra_args.get("model_options"):
+        if set(extra_args.get("model_options") or ()) - {
+            "transformer_options"
+        }:  # notes for patches do no harm
             raise self._toy.refuse(
-                "reads more than the denoised latent: it hooks into the model's guidance (CFG++ samplers do)"
+                "uses more than the denoised latent: it changes the model's guidance, as CFG++ samplers do"
             )
         k = len(self.asked)
         if k >= self._limit:
-            raise self._toy.refuse(f"does not end: it asked the network {self._limit} times")
+            raise self._toy.refuse(f"does not stop: it evaluated the network {self._limit} times")
         self.asked.append(float(sigma.flatten()[0]))
         self.states.append(x[:1].clone())
         return self._predict(k, x, sigma)

@@ -70,7 +70,7 @@ def dode_denoiser(model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler)
     """
     match = row.find(sigmas)
     if match.row is None:
-        raise DodeError(f"this row does not serve these sigmas: {match.why}")
+        raise DodeError(f"this row does not fit these sigmas: {match.why}")
     _check_end(row, match.step, sigmas, run, model)
     first = row.first_evaluation(match.step)
     return DodeDenoiser(model, row_corrections(row), row.prediction, first=first)
@@ -83,7 +83,9 @@ def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
         DodeError: it is missing, or another one.
     """
     if solver is None and row.is_callable:
-        raise DodeError(f"this row was distilled on a function of yours, {row.solver}: give it as solver=")
+        raise DodeError(
+            f"give your own sampler function as solver=: this row was distilled with {row.solver}"
+        )
     if solver is not None and solver_name(solver) != row.solver:
         raise DodeError(f"this row is for the solver '{row.solver}', not '{solver_name(solver)}'")
     return resolve(row.solver if solver is None else solver)
@@ -103,6 +105,6 @@ def _check_end(row: LambdaRow, step: int, sigmas: Tensor, run: Sampler, model: D
     count = sum(row.evaluations[step : step + len(sigmas) - 1])
     if len(asked) != count or not all(map(same_sigma, asked, expected)):
         raise DodeError(
-            f"{row.solver} cannot be stopped at σ = {float(sigmas[-1]):.6g} with the weights of {row.label}: "
-            "it takes other steps there than over the whole schedule"
+            f"{row.solver} cannot stop at σ = {float(sigmas[-1]):.6g} with the weights of {row.label}: "
+            "it would take different steps than over the whole schedule"
         )

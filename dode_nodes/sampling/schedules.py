@@ -132,7 +132,7 @@ def make_sigmas(
         sigmas = sigmas[:-1]
     sigmas = torch.cat([sigmas, sigmas.new_zeros(1)])
     if not (sigmas.diff() < 0).all():  # nor where one is NaN
-        raise DodeError(f"the schedule {name} cannot do {steps} step{'s' if steps > 1 else ''}")
+        raise DodeError(f"the schedule {name} cannot have {steps} step{'s' if steps > 1 else ''}")
     return sigmas
 
 

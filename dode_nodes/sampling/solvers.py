@@ -427,7 +427,7 @@ def resolve(solver: str | Sampler) -> Sampler:
     if callable(solver):
         return solver
     if not is_name(solver):
-        raise DodeError(f"a table cannot hold the name of this solver: {solver!r}")
+        raise DodeError(f"a table cannot store this solver's name: {solver!r}")
     sampler = None if _host_lookup is None else _host_lookup(solver)
     if sampler is None:
         sampler = SOLVERS.get(solver)

@@ -59,16 +59,25 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     Raises:
         DodeError: the table has no such row, or none that can be started there.
     """
-    rows = [row for row in rows_of(table, solver) if row.steps == steps]
+    rows = [row for row in rows_of(table, solver) if asked_steps(row) == steps]
     if not rows:
         raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
-    start = steps - steps_of(steps, denoise)
-    able = [row for row in rows if start == steps or row.evaluations[start]]
+    parts = [Part(row, row.steps - steps_of(row.steps, denoise)) for row in rows]
+    able = [part for part in parts if part.start == part.row.steps or part.row.evaluations[part.start]]
     if not able:
-        starts = [n for n in range(1, steps + 1) if any(row.evaluations[steps - n] for row in rows)]
+        row, start = parts[0]
+        starts = [n for n in range(1, row.steps + 1) if row.evaluations[row.steps - n]]
         raise DodeError(
-            f"{rows[0].solver} cannot take only the last {steps - start} of these {steps} steps; "
-            f"it can take {starts}"
+            f"{row.solver} cannot run only the last {row.steps - start} of these {row.steps} steps. "
+            f"It can run {starts}"
         )
-    judged_from = min(start, steps - 1)
-    return Part(min(able, key=lambda row: (row.error_from(judged_from), row.error_from())), start)
+    return min(
+        able,
+        key=lambda part: (part.row.error_from(min(part.start, part.row.steps - 1)), part.row.error_from()),
+    )
+
+
+def asked_steps(row: LambdaRow) -> int:
+    """The number that a KSampler is given for this schedule: some schedulers make more steps of it."""
+    steps: int = row.settings.get("steps", row.steps)
+    return steps

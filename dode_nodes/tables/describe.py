@@ -1,6 +1,6 @@
 """λ tables in words, for people, and as JSON, for programs.
 
-A file's report and settings have passed the gate, but their words are anybody's: they are shown without
+A file's report and settings have been checked, but their texts may come from a stranger. They are shown without
 control characters.
 """
 
@@ -107,12 +107,14 @@ def _notes(row: LambdaRow) -> list[str]:
         notes.append("with one evaluation there is nothing to fit: this is the plain solver")
     shrunk_to = report.get("shrunk_to", 1)
     if shrunk_to == 0 and row.nfe > 1:
-        notes.append("λ did harm on the held-out latents and was set to 0: this is the stock solver")
+        notes.append("λ made the held-out latents worse, so it was set to 0: this is the stock solver")
     elif shrunk_to not in (0, 1):
-        notes.append(f"λ did harm on the held-out latents and was shrunk to {shrunk_to:g} of what was fitted")
+        notes.append(
+            f"λ made the held-out latents worse, so it was shrunk to {shrunk_to:g} of what was fitted"
+        )
     if undetermined := report.get("undetermined"):
         numbers = ", ".join(str(k + 1) for k in undetermined)
-        notes.append(f"λ moves nothing, and is 0, at evaluation {numbers}")
+        notes.append(f"λ has no effect at evaluation {numbers}, and is 0 there")
     if "refined" in report:
         notes += _notes_on_refinement(row, report["refined"])
     if "evaluations" in report:
@@ -133,9 +135,9 @@ def _notes_on_error(row: LambdaRow) -> list[str]:
         later = [(row.steps - i, error) for i, error in enumerate(errors.dode) if i and error is not None]
         if later:
             parts = ", ".join(f"{steps}: {number(error)}" for steps, error in later)
-            notes.append(f"error where only the last steps are run: {parts}")
+            notes.append(f"error if only the last steps are run: {parts}")
     elif report.get("checked") is False:
-        notes.append("not checked: there was one latent only, and λ was fitted on it")
+        notes.append("not checked: there was only one latent, and λ was fitted on it")
     if (best := row.best_stock) is not None:
         ending = " without the penultimate σ" if best.discard_penultimate else ""
         where = f"{best.sampler}, {best.scheduler}{ending}"
@@ -149,12 +151,16 @@ def _notes_on_refinement(row: LambdaRow, refined: Mapping[str, Any]) -> list[str
     """What came of it, and its stages in columns."""
     began, kept = row.plain.solver, refined.get("kept", "")
     outcome = {
-        ROW_GIVEN: "refining brought it no nearer to the teacher: this is the row as it was",
+        ROW_GIVEN: "refining did not bring it closer to the teacher: this is the row before refining",
         PLAIN_SOLVER: f"refining did no better than the plain {began}: this is the plain solver",
-        IPNDM: f"refined from {began}: of what was tried, the weights of iPNDM-3 are nearest to the teacher",
+        IPNDM: f"refined from {began}: of all that was tried, the weights of iPNDM-3 are closest to the teacher",
     }
-    best = f"refined end to end from {began}: kept what was nearest to the teacher, {kept}"
-    ended = ["the refinement was ended early; this is the best of it"] if refined.get("interrupted") else []
+    best = f"refined end to end from {began}: kept the stage closest to the teacher, {kept}"
+    ended = (
+        ["the refinement was stopped early; this is its best result so far"]
+        if refined.get("interrupted")
+        else []
+    )
     lines = [("stage", "held-out error", "fitted error", "evaluations so far")]
     for stage in refined.get("stages", []):
         errors = (number(stage.get(name)) for name in ("held_out_error", "fitted_error"))

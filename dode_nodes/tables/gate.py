@@ -1,7 +1,7 @@
-"""The gate: facts of a row or a table are checked here, once; behind it nobody checks them again.
+"""The gate: the facts in a row or a table are checked here, once. No other code checks them again.
 
-A file may come from a stranger. What this version knows by name must be what the name says, or the file is
-refused; what it does not know is kept, is saved again, and has no effect.
+A file may come from a stranger. A field that this version knows must have the right type, or the file is refused.
+A field that it does not know is kept and saved again, and has no effect.
 """
 
 from __future__ import annotations
@@ -87,6 +87,7 @@ _any_number = _optional(is_number)
 SETTINGS: Mapping[str, Check] = {
     "cfg": _not_negative(is_number),
     "seed": is_count,
+    "steps": _positive(is_count),
     "scheduler": is_name,
     "schedule": is_name,
     "latent_shape": _list_of(_positive(is_count)),
@@ -222,7 +223,7 @@ def check_schedule(sigmas: np.ndarray, what: str) -> None:
         DodeError: they do not.
     """
     if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or (np.diff(sigmas) >= 0).any():
-        raise DodeError(f"{what} must descend, without repetition, to 0")
+        raise DodeError(f"{what} must descend to 0, with no value repeated")
 
 
 def _shortened(value: Any) -> str:

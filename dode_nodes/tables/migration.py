@@ -1,4 +1,4 @@
-"""Files of earlier versions, as the present one has it. Only here is a report read to learn what a row is."""
+"""Converts files of earlier versions to the present one. Only here is a report used to tell what a row is."""
 
 from __future__ import annotations
 

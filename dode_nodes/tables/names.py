@@ -35,13 +35,13 @@ def parts_of(name: str) -> tuple[str, ...]:
 
 def _problem(part: str) -> str:
     if not part:
-        return "it begins or ends with /, or has two together"
+        return "it begins or ends with /, or has // in it"
     if part in (".", ".."):
-        return f"'{part}' is no folder of its own"
+        return f"'{part}' is not the name of a folder"
     if _FORBIDDEN.search(part):
         return 'it has one of the characters < > : " | ? *'
     if part != part.strip() or part.endswith("."):
-        return "a part of it begins or ends with a blank, or ends with a dot"
+        return "a part of it begins or ends with a space, or ends with a dot"
     if _DEVICE.fullmatch(part):
         return f"'{part}' is the name of a device on Windows"
     if len(part) > _MOST_CHARACTERS:

@@ -226,7 +226,7 @@ def _draw_stages(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bool:
     log_axis(ax, "y", DENSE)
     ticks = [_BEGINNINGS.get(name, name.removeprefix("Jacobian ")[:10]) for name in names]
     ax.set_xticks(range(len(ticks)), ticks, parse_math=False)
-    words(ax, title, "begun with, then Jacobian 1, 2, … (filled: kept)", "distance to the teacher (RMS)")
+    words(ax, title, "starting points, then Jacobian 1, 2, … (filled: kept)", "distance to the teacher (RMS)")
     return True
 
 
@@ -247,7 +247,7 @@ def _draw_teachers_own(ax: Axes, rows: Sequence[LambdaRow], smallest: float) -> 
     """
     own = next((row.report.get("teacher_error") for row in rows), None)
     if own is not None and own > smallest / 5:
-        ax.axhline(own, color=GREY, linestyle=":", linewidth=1.2, label="the teacher's own, about")
+        ax.axhline(own, color=GREY, linestyle=":", linewidth=1.2, label="the teacher's own error, about")
 
 
 def _errors_after(row: LambdaRow, name: str) -> list[tuple[int, float]]:
@@ -260,7 +260,7 @@ def _shrunk(row: LambdaRow) -> str:
     part = row.report.get("shrunk_to", 1)
     if part == 1:
         return ""
-    return f", shrunk to {part:g} of the fit" if part else ", set to 0: it did harm"
+    return f", shrunk to {part:g} of the fit" if part else ", set to 0: it made things worse"
 
 
 def _lambdas(row: LambdaRow) -> list[tuple[float, float, float]]:

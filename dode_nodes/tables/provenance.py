@@ -1,4 +1,4 @@
-"""How a row came about and how good it is, as data: what decides which row is sampled, and how."""
+"""Where a row comes from and how good it is, as data. This decides which row is sampled, and how."""
 
 from __future__ import annotations
 
@@ -39,7 +39,9 @@ class Origin:
         if self.kind not in KINDS:
             raise DodeError(f"a row's origin must be one of {KINDS}, not {self.kind!r}")
         if (self.solver is None) != (self.sigmas is None):
-            raise DodeError("an origin names both the solver and the sigmas that a refinement began with")
+            raise DodeError(
+                "an origin must have both the solver and the sigmas of the row before refining, or neither"
+            )
         if self.solver is not None and not is_name(self.solver):
             raise DodeError("an origin's solver must be a name")
         object.__setattr__(self, "solver_options", json_object(self.solver_options, "an origin's options"))
@@ -74,7 +76,7 @@ class HeldOutErrors:
         object.__setattr__(self, "dode", tuple(self.dode))
         values = [value for value in (*self.dode, self.stock) if value is not None]
         if not is_count(self.latents) or self.latents < 1:
-            raise DodeError("held-out errors need the number of latents behind them")
+            raise DodeError("held-out errors need the number of latents they were measured on")
         if not all(is_number(value) and value >= 0 for value in values):
             raise DodeError("held-out errors must be numbers of at least 0")
 
@@ -104,7 +106,7 @@ class StockSetting:
         if not is_name(self.sampler) or not is_name(self.scheduler):
             raise DodeError("a stock setting needs the names of a sampler and a scheduler")
         if not is_number(self.error) or self.error < 0 or not is_count(self.latents) or self.latents < 1:
-            raise DodeError("a stock setting needs an error and the number of latents behind it")
+            raise DodeError("a stock setting needs an error and the number of latents it was measured on")
         if not isinstance(self.discard_penultimate, bool):
             raise DodeError("a stock setting's discard_penultimate must be true or false")
 
@@ -130,9 +132,9 @@ class Lora:
     def __post_init__(self) -> None:
         digits = isinstance(self.sha256, str) and len(self.sha256) == 64
         if not digits or set(self.sha256) - set("0123456789abcdef"):
-            raise DodeError("a LoRA is named by the SHA-256 of its weights")
+            raise DodeError("a LoRA needs the SHA-256 of its weights, 64 hexadecimal digits in lower case")
         if not is_number(self.strength) or not is_text(self.name):
-            raise DodeError("a LoRA's strength must be a number, its name a text")
+            raise DodeError("a LoRA's strength must be a number and its name must be text")
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

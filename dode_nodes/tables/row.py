@@ -110,7 +110,7 @@ class LambdaRow:
             raise DodeError(f"a row's evaluations must be {self.steps} whole numbers, one per step")
         if not 1 <= sum(counts) <= MAX_EVALUATIONS or counts[0] < 1:
             raise DodeError(
-                f"a row has 1 to {MAX_EVALUATIONS} evaluations, the first in the first step; got {counts}"
+                f"a row must have 1 to {MAX_EVALUATIONS} evaluations, at least one in its first step; got {counts}"
             )
 
     def _check_weights(self) -> None:
@@ -124,14 +124,16 @@ class LambdaRow:
 
     def _check_provenance(self) -> None:
         if self.errors is not None and len(self.errors.dode) != self.steps:
-            raise DodeError(f"a row of {self.steps} steps has {self.steps} held-out errors, one per start")
+            raise DodeError(
+                f"a row of {self.steps} steps must have {self.steps} held-out errors, one for each start"
+            )
         began = self.origin.sigmas
         if began is None:
             return
         if not same_sigma(began[0], self.sigmas[0]):
-            raise DodeError("a refined row begins at the σ that its refinement began with")
+            raise DodeError("a refined row must start at the σ of the row before refining")
         if len(began) != len(self.sigmas):
-            raise DodeError("a refined row has as many steps as what its refinement began with")
+            raise DodeError("a refined row must have as many steps as the row before refining")
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, LambdaRow):
@@ -226,7 +228,7 @@ class LambdaRow:
         """
         asked = [float(s) for s in (sigmas.tolist() if isinstance(sigmas, Tensor) else sigmas)]
         if len(asked) < 2:
-            return Match(None, 0, "there is no step to take")
+            return Match(None, 0, "these σ make no step")
         step = next((i for i, s in enumerate(self.sigmas[:-1]) if same_sigma(s, asked[0])), None)
         if step is None:
             return Match(None, 0, f"no step of {self.label} starts at σ = {asked[0]:.6g}")
@@ -237,7 +239,7 @@ class LambdaRow:
             why = f"σ = {asked[missing]:.6g} at position {missing} is not in {self.label}'s schedule"
             return Match(None, 0, why)
         if not self.evaluations[step]:
-            return Match(None, 0, f"{self.solver} cannot be started at step {step} of {self.label}")
+            return Match(None, 0, f"{self.solver} cannot start at step {step} of {self.label}")
         whole = len(own) == len(self.sigmas)
         part = "the whole schedule" if whole else f"steps {step} to {step + len(own) - 2}"
         return Match(self, step, f"{part} of {self.label}")
@@ -247,7 +249,8 @@ class LambdaRow:
         """A few words that tell rows of one table apart."""
         form = "" if self.form == "lambda" else ", weights over the history"
         refined = f", refined from {self.plain.solver}" if self.is_refined else ""
-        return f"{self.solver}, {self.steps} steps ({self.nfe} evaluations, {self.prediction}{form}{refined})"
+        steps, evaluations = _counted(self.steps, "step"), _counted(self.nfe, "evaluation")
+        return f"{self.solver}, {steps} ({evaluations}, {self.prediction}{form}{refined})"
 
     def __repr__(self) -> str:
         if self.form == "lambda":
@@ -337,6 +340,10 @@ def same_arrays(a: Mapping[str, np.ndarray], b: Mapping[str, np.ndarray]) -> boo
         (array.dtype, array.shape, array.tobytes()) == (b[name].dtype, b[name].shape, b[name].tobytes())
         for name, array in a.items()
     )
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
 
 
 def shown_hash(sha256: str) -> str:

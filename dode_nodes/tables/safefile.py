@@ -60,7 +60,7 @@ def write(
     """
     content = save({name: np.array(value, order="C") for name, value in tensors.items()}, dict(metadata))
     if len(content) > MAX_BYTES or any(len(text) > MAX_JSON for text in metadata.values()):
-        raise TableError(f"{path}: not written, {len(content)} bytes are too many for a table")
+        raise TableError(f"{path}: not written: {len(content)} bytes are too many for a table")
     try:
         if not overwrite:
             _refuse_existing(path)
@@ -112,7 +112,7 @@ def free_path(path: Path) -> Path:
 
 def _refuse_existing(path: Path) -> None:
     if path.exists():
-        raise TableError(f"{path}: exists already, and nothing is overwritten unasked")
+        raise TableError(f"{path}: exists already and is not overwritten")
 
 
 def _unwritable(path: Path, error: Exception) -> TableError:

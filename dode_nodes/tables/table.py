@@ -76,7 +76,7 @@ class LambdaTable:
         candidates = [row for row in self.rows if solver is None or row.serves(solver)]
         if not candidates:
             return Match(
-                None, 0, f"this table has no row for the solver '{solver}'. It has: {self.contents()}"
+                None, 0, f"this λ table has no row for the solver '{solver}'. It has: {self.contents()}"
             )
         matches = [row.find(sigmas) for row in candidates]
         fitting = [(match.row, match) for match in matches if match.row is not None]

@@ -116,7 +116,9 @@ def test_interrupted_it_saves_what_was_found(
     for name in ("mine-partial", "mine-partial-2"):
         assert main([*SMALL, "--refine-budget", "20", "--out", str(out)]) == 130
         partial = out.with_name(f"{name}.safetensors")
-        assert capsys.readouterr().err.endswith(f"interrupted: what was found is in {partial}\n")
+        assert capsys.readouterr().err.endswith(
+            f"interrupted: the rows found so far are saved in {partial}\n"
+        )
         greedy, refined = LambdaTable.load(partial).rows
         assert not greedy.is_refined
         assert refined.report["refined"]["interrupted"]
@@ -138,7 +140,9 @@ def test_an_error_costs_nothing_of_what_was_found(
     end_at(monkeypatch, "refining", 2, OSError(errno.ENOMEM, "no memory"))
     assert main([*SMALL, "--out", str(out)]) == 2
     partial = out.with_name("mine-partial.safetensors")
-    assert capsys.readouterr().err.endswith(f"what was found is in {partial}\nerror: no memory\n")
+    assert capsys.readouterr().err.endswith(
+        f"the rows found so far are saved in {partial}\nerror: no memory\n"
+    )
     assert len(LambdaTable.load(partial).rows) == 1
 
 

@@ -122,7 +122,7 @@ def test_ipndm_is_no_start_beside_itself():
     ("row", "why"),
     [
         (LambdaRow("euler", [1.0, 0.0], (1,), [0.0]), "one evaluation there is nothing to refine"),
-        (row_of("euler", (2, 1, 1, 1)), "takes other steps here than the row was made with"),
+        (row_of("euler", (2, 1, 1, 1)), "takes different steps here than when the row was made"),
     ],
 )
 def test_what_has_no_family_is_refused(row, why):

@@ -21,7 +21,7 @@ SIGMAS = karras(4)
 
 
 def taught(x, solver="euler", size=None):
-    return run_teacher(Latents.of(two_peaks, x, micro_batch=size), SIGMAS, Teacher(scale=4), solvers=solver)
+    return run_teacher(Latents.of(two_peaks, x, micro_batch=size), SIGMAS, Teacher(scale=2), solvers=solver)
 
 
 def fit(solver="euler", prediction="noise", targets=None, model=two_peaks, x=None, size=None, **kwargs):

@@ -173,7 +173,7 @@ def test_nan_in_a_jacobian_is_an_error():
         descent(subject, start)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(deadline=None, max_examples=15)
 @given(st.lists(st.floats(-1, 1), min_size=6, max_size=6), st.floats(-6, 39))
 def test_it_ends_wherever_it_begins(weights, exponent):
     """With no more evaluations than are planned, no larger an error, and no network that is asked for ever."""

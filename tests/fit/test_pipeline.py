@@ -45,7 +45,7 @@ def pipeline(model=two_peaks, schedules=SCHEDULES, **recipe):
 @pytest.mark.parametrize(
     ("field", "value", "why"),
     [
-        ("solvers", [], "there is no solver to distil"),
+        ("solvers", [], "give at least one solver to distil"),
         ("predictions", [], "predictions must be among"),
         ("predictions", ["epsilon"], "predictions must be among"),
         ("predictions", ["noise", "velocity"], "predictions must be among"),
@@ -246,7 +246,7 @@ def test_a_budget_is_shared_so_that_all_schedules_fit_as_many_latents():
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_at_once():
-    with pytest.raises(DodeError, match=r"shares a refine budget of 0.01: .* too small"):
+    with pytest.raises(DodeError, match=r"raise the refine budget of 0.01, .* too small"):
         pipeline(refine_budget=0.01)
 
 
@@ -264,8 +264,8 @@ def test_one_prediction_costs_half_and_is_kept():
 @pytest.mark.parametrize(
     ("changes", "why"),
     [
-        ({"schedules": []}, "there is no schedule"),
-        ({"schedules": [karras(3), karras(3, sigma_max=9.0)]}, "begin at different σ"),
+        ({"schedules": []}, "give at least one schedule"),
+        ({"schedules": [karras(3), karras(3, sigma_max=9.0)]}, "must start at the same σ"),
         ({"solvers": ["euler", "nobody"]}, "no solver is called 'nobody'"),
         ({"teacher": Teacher("nobody")}, "no solver is called 'nobody'"),
     ],

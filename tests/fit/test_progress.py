@@ -178,9 +178,9 @@ def test_an_end_that_is_told_may_be_an_interrupt_too():
 
 def test_a_plan_that_is_too_small_is_a_mistake_of_the_program():
     work = Progress(10)
-    with pytest.raises(ValueError, match=r"parts of \(6, 5\) evaluations were planned as 10"):
+    with pytest.raises(ValueError, match=r"the parts take \(6, 5\) evaluations, but 10 were planned"):
         work.split(6, 5)
     (part,) = work.split(6)
-    with pytest.raises(ValueError, match="7 evaluations were planned as 6"):
+    with pytest.raises(ValueError, match="the work takes 7 evaluations, but 6 were planned"):
         Progress.of(part, 7)
     assert (part.total, work.total) == (6, 10)

@@ -192,6 +192,6 @@ def test_interrupted_the_command_saves_once_what_was_found(tmp_path: Path) -> No
     process.send_signal(signal.SIGINT)
     _, _, err = ended(process)
     partial = tmp_path / "mine-partial.safetensors"
-    assert err.count(f"interrupted: what was found is in {partial}") == 1
+    assert err.count(f"interrupted: the rows found so far are saved in {partial}") == 1
     assert [file.name for file in tmp_path.iterdir()] == [partial.name]
     assert LambdaTable.load(partial).rows

@@ -53,7 +53,7 @@ def on(x, model=two_peaks, **kwargs):
     return Latents.of(model, x, **kwargs)
 
 
-def taught(of, sigmas=SIGMAS, solver="euler", scale=10):
+def taught(of, sigmas=SIGMAS, solver="euler", scale=5):
     return run_teacher(of, sigmas, Teacher(scale=scale), solvers=solver)
 
 
@@ -222,7 +222,7 @@ def test_a_model_that_no_start_comes_through_is_an_error():
         return x * float("nan")
 
     refinement = Refinement(replace(targets, latents=on(latents(8), breaks)), row)
-    with pytest.raises(DodeError, match="neither it nor its plain solver ends in finite numbers"):
+    with pytest.raises(DodeError, match="this row and its plain solver both return NaN or infinite values"):
         refinement.run()
     assert len(asked) < 10
     assert refinement.best.sha256 == row.sha256
@@ -311,8 +311,9 @@ def test_its_schedule_is_found_in_parts():
 def test_costs_at_most_what_is_said_before(solver, budget):
     model, told = Counting(), Telling()
     subject = on(latents(12), model)
-    plan = plan_refinement(plan_teacher(subject, SIGMAS, solvers=solver), row_of(
-        solver, evaluations=(2, 2, 2, 1) if solver == "heun" else None), budget)  # fmt: skip
+    teacher = plan_teacher(subject, SIGMAS, Teacher(scale=5), solvers=solver)
+    zeros = row_of(solver, evaluations=(2, 2, 2, 1) if solver == "heun" else None)
+    plan = plan_refinement(teacher, zeros, budget)
     targets, row = begun(subject, solver=solver)
     before = model.evaluations
     assert Refinement(targets, row, budget=budget).plan == plan
@@ -381,9 +382,7 @@ def test_a_budget_that_pays_for_nothing_is_refused_before_it_is_spent():
     model = Counting()
     targets, row = begun(on(latents(8), model))
     before = model.evaluations
-    with pytest.raises(
-        DodeError, match=r"0.01 times the teacher's .* too small: .* takes at least 0\.\d+ times as many"
-    ):
+    with pytest.raises(DodeError, match=r"0.01 is too small: .* takes at least 0\.\d+ times the teacher's "):
         refine(targets, row, budget=0.01)
     for budget in (0, -1, float("nan"), -math.inf):
         with pytest.raises(DodeError, match="positive multiple"):
@@ -400,14 +399,13 @@ def assert_near(refined, expected):
     assert refined.errors.dode == pytest.approx(expected.errors.dode, rel=1e-4)
 
 
-@pytest.mark.parametrize("size", [1, 4])
-def test_micro_batches_and_groups_make_no_difference(size):
+def test_micro_batches_and_groups_make_no_difference():
     x = latents(9)
     expected = refine(*begun(on(x)))
-    assert_near(refine(*begun(on(x, micro_batch=size))), expected)
     order = [0, 1, 2, 3, 7, 4, 5, 6, 8]  # the last of either group is held out, as the last two of one group
     groups = [Group(two_peaks, x[order[:5]]), Group(two_peaks, x[order[5:]])]
-    assert_near(refine(*begun(Latents(groups, size))), expected)
+    for subject in (on(x, micro_batch=1), on(x, micro_batch=4), Latents(groups, 4)):
+        assert_near(refine(*begun(subject)), expected)
 
 
 @pytest.mark.parametrize("shapes", [("8x8", "4x6"), ("video", "8x8")], ids=" beside ".join)
@@ -570,8 +568,8 @@ def test_fresh_arguments_for_every_run():
     ("row", "arguments", "why"),
     [
         (row_of(sigmas=karras(1)), {}, "with one evaluation there is nothing to refine"),
-        (row_of(weights=np.zeros(5), evaluations=(2, 1, 1, 1)), {}, "other steps"),
-        (row_of("<mine>"), {}, "function of yours"),
+        (row_of(weights=np.zeros(5), evaluations=(2, 1, 1, 1)), {}, "different steps"),
+        (row_of("<mine>"), {}, "your own sampler function"),
         (row_of("euler"), {"solver": "heun"}, "not 'heun'"),
         (row_of(), {"settings": {"a": object()}}, "JSON"),
         (row_of(), {"settings": {"cfg": -3}}, "settings: 'cfg' cannot be -3"),

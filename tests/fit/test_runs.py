@@ -141,7 +141,7 @@ def test_a_model_is_told_of_evaluations_that_are_skipped():
     """Such as one that counts steps."""
     model = Counting()
     model.skipped = []
-    model.skip = lambda x, sigma: model.skipped.append((x.clone(), float(sigma[0])))
+    model.skip_evaluation = lambda x, sigma: model.skipped.append((x.clone(), float(sigma[0])))
     batch = batch_of(model)
     recording = Recording(Run(sample_euler, SIGMAS), batch, "noise")
     for k in range(5):

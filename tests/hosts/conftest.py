@@ -15,6 +15,8 @@ from dode_nodes.sampling import solvers
 
 COMPONENTS = torch.tensor([-1.0, 0.3, 1.2])
 VARIANCE = 0.04
+HIDDEN = {"UNIQUE_ID": "7", "hidden_inputs": {"UNIQUE_ID": "7"}}
+"""What ComfyUI prepares a node's class with: 0.3.64 the first, newer ones the second."""
 
 
 def mixture_denoised(x: Tensor, sigma: Tensor, offset: float, flow: bool) -> Tensor:
@@ -103,10 +105,9 @@ def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
 def run_node(pack: SimpleNamespace) -> Callable[..., tuple[Any, ...]]:
     """``run_node(NodeClass, **inputs)`` -> its outputs, called as ComfyUI calls it."""
 
-    from comfy_api.latest import io
-
     def run(node: Any, **inputs: Any) -> tuple[Any, ...]:
-        return node.PREPARE_CLASS_CLONE({io.Hidden.unique_id: "7"}).EXECUTE_NORMALIZED(**inputs).args
+        prepared = node.PREPARE_CLASS_CLONE(HIDDEN)
+        return prepared.EXECUTE_NORMALIZED(**inputs).args
 
     return run
 

@@ -140,17 +140,17 @@ def returns_a_pair(model, x, sigmas, extra_args=None, callback=None, disable=Non
 INELIGIBLE = {
     seeded_noise: "'seeded_noise' is stochastic: its result changes with the seed",
     generator_noise: "'generator_noise' is stochastic",
-    adaptive: "'adaptive' is adaptive: the σ it asks about depend on more than the schedule",
+    adaptive: "'adaptive' is adaptive: it chooses its σ during the run",
     batch_minded: "'batch_minded' is adaptive",
     normalising: r"'normalising' is not affine in the denoised latent \(at network evaluation 1\)",
     thresholding: r"'thresholding' is not affine in the denoised latent \(at network evaluation 5\)",
-    cfg_plus_plus: "'cfg_plus_plus' reads more than the denoised latent: it hooks into the model's guidance",
-    reads_the_model: "'reads_the_model' fails on this schedule, or reads more than the denoised .*last_uncond",
-    dpm_fast_like: r"'dpm_fast_like' is not called as \(model, x, sigmas, …\)",
-    endless: "'endless' does not end: it asked the network 300 times",
-    asks_zero: "'asks_zero' asks the network at σ = 0",
-    asks_above: "'asks_above' asks the network at σ = 16.06, above the schedule",
-    asks_nothing: "'asks_nothing' never asks the network",
+    cfg_plus_plus: "'cfg_plus_plus' uses more than the denoised latent: it changes the model's guidance",
+    reads_the_model: "'reads_the_model' fails on this schedule, or uses more than the denoised latent .*last_uncond",
+    dpm_fast_like: r"'dpm_fast_like' cannot be called as \(model, x, sigmas, …\)",
+    endless: "'endless' does not stop: it evaluated the network 300 times",
+    asks_zero: "'asks_zero' evaluates the network at σ = 0",
+    asks_above: "'asks_above' evaluates the network at σ = 16.06, above the schedule",
+    asks_nothing: "'asks_nothing' never evaluates the network",
     not_a_number: "'not_a_number' returns NaN or infinite values",
     returns_a_pair: "'returns_a_pair' does not return the latent",
 }
@@ -183,7 +183,9 @@ def test_ineligible_teacher_is_refused_before_any_network_evaluation(sampler):
 
 
 def test_options_that_a_sampler_lacks_are_named():
-    with pytest.raises(IneligibleSampler, match=r"'euler' is not called .* with these options: .*max_order"):
+    with pytest.raises(
+        IneligibleSampler, match=r"'euler' cannot be called .* with these options: .*max_order"
+    ):
         probe_student(sample_euler, karras(5), options={"max_order": 2})
     assert probe_student(SOLVERS["ipndm"], karras(5), options={"max_order": 2}).per_step == (1,) * 5
 
@@ -361,7 +363,7 @@ def test_states_of_a_teacher_are_what_a_prefix_returns(name, schedule):
 )
 def test_teacher_that_steps_over_sigmas_is_refused(grid):
     """Though on an exponential grid it asks all of them: in stages, which are no states."""
-    with pytest.raises(IneligibleSampler, match="does not ask every σ of the schedule"):
+    with pytest.raises(IneligibleSampler, match="does not evaluate the network at every σ of its schedule"):
         probe_teacher(SOLVERS["dpm_solver_3"], grid)
 
 
@@ -370,7 +372,7 @@ def test_teacher_that_ends_elsewhere_is_refused():
         sigmas[-1] = 0.001
         return sample_euler(model, x, sigmas, **kwargs)
 
-    with pytest.raises(IneligibleSampler, match="does not end at the last σ that it is given"):
+    with pytest.raises(IneligibleSampler, match="does not end at the last σ of its schedule"):
         probe_teacher(ends_early, karras(20))
 
 
@@ -378,7 +380,9 @@ def test_teacher_that_asks_about_other_states_is_refused():
     def in_other_units(model, x, sigmas, **kwargs):
         return sample_euler(lambda x, sigma, **args: model(x / 2, sigma, **args), x, sigmas, **kwargs)
 
-    with pytest.raises(IneligibleSampler, match="far from the exact solution, even though the denoised is"):
+    with pytest.raises(
+        IneligibleSampler, match="far from the exact solution, even if the denoised latent is"
+    ):
         probe_teacher(in_other_units, karras(20))
 
 
@@ -417,7 +421,7 @@ STUDENTS = {
 """Those of ComfyUI 0.3.64 that can be distilled, and their evaluations of five steps."""
 
 NO_TEACHERS = {
-    "dpm_fast": "does not ask every σ",
+    "dpm_fast": "does not evaluate the network at every σ",
     "uni_pc": "does not end at the last σ",
     "uni_pc_bh2": "does not end at the last σ",
     "ipndm_v": "far from the exact solution",  # its weights of order 4 do not sum to 1 on unequal steps
@@ -459,7 +463,7 @@ def test_which_of_comfyuis_samplers_are_eligible(comfyui, comfy_sampler, behind_
     assert found == STUDENTS
     for name, reason in reasons.items():
         if name.endswith("cfg_pp"):
-            assert "it hooks into the model's guidance" in reason
+            assert "it changes the model's guidance" in reason
         elif name == "dpm_adaptive":
             assert "is adaptive" in reason
         else:
@@ -500,6 +504,6 @@ def test_comfyuis_unfit_teachers_are_refused_before_any_network_evaluation(
 ):
     model = Counting()
     model.inner_model = behind_the_denoiser.inner_model
-    with pytest.raises(DodeError, match=r"cannot serve as a teacher|is adaptive|is stochastic"):
+    with pytest.raises(DodeError, match=r"cannot be the teacher|is adaptive|is stochastic"):
         run_teacher(Latents.of(model, latents(2).float()), SCHEDULE, Teacher(comfy_sampler(name)))
     assert model.evaluations == 0

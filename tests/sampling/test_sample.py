@@ -261,9 +261,9 @@ def test_split_sampling_differs_from_whole_only_by_the_missing_predecessor():
 @pytest.mark.parametrize(
     ("sigmas", "why"),
     [
-        (karras(6)[1:] * 1.01, r"does not serve these sigmas: no step of euler, 6 steps .* starts at σ = "),
+        (karras(6)[1:] * 1.01, r"does not fit these sigmas: no step of euler, 6 steps .* starts at σ = "),
         (torch.cat([karras(6)[:2], karras(6)[3:]]), r"σ = .* at position 2 is not in euler, 6 steps"),
-        (karras(7), r"does not serve these sigmas: .* at position 1 is not in"),
+        (karras(7), r"does not fit these sigmas: .* at position 1 is not in"),
         (torch.tensor([14.6, 3.0, 5.0, 0.0]), "ascends"),
         (torch.tensor([14.6, 14.6, 0.0]), "is repeated"),
     ],
@@ -280,7 +280,7 @@ def test_merged_steps_cannot_be_entered_in_the_middle():
     assert row.evaluations == (3, 0, 0, 3, 0, 0, 1)
     assert_equal_to_rounding(sample(row, latents(2), karras(7)[3:]), sample(row, latents(2), karras(7)[3:]))
     for i in (1, 2, 4, 5):
-        with pytest.raises(DodeError, match=f"dpm_solver_3 cannot be started at step {i} of"):
+        with pytest.raises(DodeError, match=f"dpm_solver_3 cannot start at step {i} of"):
             sample(row, latents(2), karras(7)[i:])
 
 
@@ -302,7 +302,7 @@ def test_solver_that_would_take_other_steps_cannot_be_stopped_there(solver, stop
     queries = probe_student(solver, sigmas)
     row = LambdaRow(solver_name(solver), sigmas.numpy(), queries.per_step, np.zeros(len(queries.sigmas)))
     model = Counting()
-    with pytest.raises(DodeError, match=r"cannot be stopped at σ = .* it takes other steps there"):
+    with pytest.raises(DodeError, match=r"cannot stop at σ = .* it would take different steps"):
         sample(row, latents(2), sigmas[:stop], model=model, solver=solver)
     assert model.evaluations == 0
 
@@ -310,7 +310,7 @@ def test_solver_that_would_take_other_steps_cannot_be_stopped_there(solver, stop
 def test_row_of_another_number_of_evaluations_is_noticed():
     """A table that was tampered with: Heun with one evaluation a step."""
     row = LambdaRow("heun", karras(3).numpy(), (1, 1, 1), np.zeros(3))
-    with pytest.raises(DodeError, match="more often than the 3 times"):
+    with pytest.raises(DodeError, match="evaluates the network more than 3 times"):
         sample(row, latents(2))
 
 
@@ -430,7 +430,9 @@ def test_row_of_another_solver_is_refused():
 
 def test_row_of_a_callable_needs_it_again():
     row = LambdaRow("<heun>", karras(3).numpy(), (2, 2, 1), 0.1 * np.arange(5))
-    with pytest.raises(DodeError, match="distilled on a function of yours, <heun>: give it as solver="):
+    with pytest.raises(
+        DodeError, match="give your own sampler function as solver=: this row was distilled with <heun>"
+    ):
         sample(row, latents(2))
     named = LambdaRow("heun", karras(3).numpy(), (2, 2, 1), 0.1 * np.arange(5))
     assert torch.equal(sample(row, latents(2), solver=sample_heun), sample(named, latents(2)))

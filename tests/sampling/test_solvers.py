@@ -426,7 +426,7 @@ def test_unknown_name_is_refused_with_a_suggestion():
 @pytest.mark.parametrize("name", ["a & b", "<two words>", "", "x" * 101])
 def test_name_that_no_row_can_keep_is_refused_though_the_host_has_it(host, name):
     host[name] = solvers.sample_euler
-    with pytest.raises(DodeError, match="a table cannot hold the name of this solver"):
+    with pytest.raises(DodeError, match="a table cannot store this solver's name"):
         resolve(name)
 
 

@@ -65,7 +65,7 @@ def test_a_solver_of_merged_steps_begins_where_it_can():
     assert part_for_steps(table, 8, 5 / 8).start == 3
     with pytest.raises(
         DodeError,
-        match=r"dpm_solver_3 cannot take only the last 4 of these 8 steps; it can take \[1, 2, 5, 8\]",
+        match=r"dpm_solver_3 cannot run only the last 4 of these 8 steps. It can run \[1, 2, 5, 8\]",
     ):
         part_for_steps(table, 8, 0.5)
     euler = eight(0.9)

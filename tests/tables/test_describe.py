@@ -55,18 +55,18 @@ def lines_of(text: str) -> list[str]:
 def test_a_refined_row_says_what_it_began_with_and_came_to() -> None:
     text = row_text(row())
     lines = lines_of(text)
-    assert "refined end to end from ipndm: kept what was nearest to the teacher, Jacobian 1" in lines
+    assert "refined end to end from ipndm: kept the stage closest to the teacher, Jacobian 1" in lines
     assert "stage held-out error fitted error evaluations so far" in lines
     assert "plain solver 0.500 0.400 60" in lines
     assert "Jacobian 1 – 0.0500 600" in lines
     assert "network evaluations spent: teacher 100, refining 600" in lines
-    assert "ended early" not in text
+    assert "stopped early" not in text
 
 
 @pytest.mark.parametrize(
     ("kept", "words"),
     [
-        ("row given", "this is the row as it was"),
+        ("row given", "this is the row before refining"),
         ("plain solver", "this is the plain solver"),
         ("iPNDM-3", "the weights of iPNDM-3"),
     ],
@@ -76,7 +76,7 @@ def test_what_was_kept_is_said_in_words(kept: str, words: str) -> None:
 
 
 def test_a_refinement_that_was_ended_says_so() -> None:
-    assert "ended early; this is the best of it" in row_text(row(interrupted=True))
+    assert "stopped early; this is its best result so far" in row_text(row(interrupted=True))
 
 
 def test_the_summary_has_no_room_for_a_triangle() -> None:
@@ -118,7 +118,7 @@ def test_errors_of_the_whole_and_of_later_starts() -> None:
     lines = lines_of(row_text(row()))
     assert "error at the end: stock 0.500, D-ODE 0.0600 (−88 %)" in lines
     assert "measured on 4 held-out latents, against the teacher; fitted on 12" in lines
-    assert "error where only the last steps are run: 2: 0.0500" in lines
+    assert "error if only the last steps are run: 2: 0.0500" in lines
     assert "not checked" not in row_text(row())
     assert "not checked" in row_text(row_of(report={"checked": False}))
 

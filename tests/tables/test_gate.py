@@ -88,6 +88,7 @@ KNOWN = {
     "SETTINGS": {
         "cfg": ([0, 7.5], ["7", -1, None, [7], 10**400]),
         "seed": COUNTS,
+        "steps": ([1, 6], [0, -1, "6", 1.5, None]),
         "scheduler": NAMES,
         "schedule": NAMES,
         "latent_shape": ([[], [4, 8, 8]], [[4, "8"], [4, 8.0], [4, 0], "4", 4, None, [1] * 1001]),
@@ -109,7 +110,7 @@ KNOWN = {
         "sigma_min": MAYBE_NUMBERS,
         "sigma_max": MAYBE_NUMBERS,
         "fingerprint": (
-            [{}, {"layout": "89cb", "values": [0.1, 2]}, {"x": 1}],
+            [{}, {"layout": "89cb", "values": [0.1, 2, None], "more_values": [1.5]}, {"x": 1}],
             [None, "89cb", [], {"layout": 3}, {"layout": None}, {"values": ["0.1"]}, {"values": 0.1}],
         ),
         "patches": (
@@ -244,5 +245,5 @@ def test_arrays_of_a_later_version_are_numbers_of_any_kind():
 @pytest.mark.parametrize("sigmas", [[], [0], [1, 2, 0], [2, 2, 0], [2, 1], [1, 0, -1], [[2, 1, 0]], 3])
 def test_what_is_no_schedule_is_refused(sigmas):
     gate.check_schedule(np.array([2.0, 1, 0]), "it")
-    with pytest.raises(DodeError, match=r"^it must descend, without repetition, to 0$"):
+    with pytest.raises(DodeError, match=r"^it must descend to 0, with no value repeated$"):
         gate.check_schedule(np.array(sigmas, float), "it")

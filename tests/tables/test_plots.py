@@ -66,7 +66,7 @@ class TestLambdaFigure:
         (ax,) = axes(plots.lambda_figure(shrunk))
         assert labels(ax) == [
             "4 evaluations, shrunk to 0.25 of the fit",
-            "4 evaluations, set to 0: it did harm",
+            "4 evaluations, set to 0: it made things worse",
         ]
         for part, drawn in zip((0.25, 0.0), ax.containers, strict=True):  # as they are: of the λ that is kept
             (bars,) = drawn.lines[2]
@@ -93,7 +93,7 @@ class TestErrorPerStepFigure:
         assert (stock.get_color(), stock.get_linestyle()) == (figures.GREY, "--")
         assert (dode.get_color(), dode.get_linestyle()) == (figures.COLOURS[0], "-")
         np.testing.assert_allclose(dode.get_ydata(), 0.1)
-        assert "the teacher's own, about" in labels(ax)
+        assert "the teacher's own error, about" in labels(ax)
 
     @pytest.mark.parametrize(
         "report",

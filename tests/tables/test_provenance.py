@@ -21,8 +21,8 @@ WRONG = [
     (Origin, {"kind": "guessed"}, "origin must be one of .*not 'guessed'"),
     (Origin, {"kind": ["plain"]}, "origin must be one of"),
     (Origin, {"kind": None}, "origin must be one of"),
-    (Origin, {"solver": "heun"}, "names both the solver and the sigmas"),
-    (Origin, {"sigmas": [2, 1, 0]}, "names both the solver and the sigmas"),
+    (Origin, {"solver": "heun"}, "must have both the solver and the sigmas"),
+    (Origin, {"sigmas": [2, 1, 0]}, "must have both the solver and the sigmas"),
     (Origin, BEGAN | {"solver": 3}, "solver must be a name"),
     (Origin, BEGAN | {"solver": ""}, "solver must be a name"),
     (Origin, BEGAN | {"solver": "<img src=x>"}, "solver must be a name"),
@@ -51,12 +51,12 @@ WRONG = [
         {"sampler": "a", "scheduler": "b", "error": 0.1, "latents": 4, "discard_penultimate": 1},
         "discard_penultimate must be true or false",
     ),
-    (Lora, {"sha256": SHA[1:]}, "named by the SHA-256"),
-    (Lora, {"sha256": SHA.upper()}, "named by the SHA-256"),
-    (Lora, {"sha256": ["a"] * 64}, "named by the SHA-256"),
+    (Lora, {"sha256": SHA[1:]}, "needs the SHA-256"),
+    (Lora, {"sha256": SHA.upper()}, "needs the SHA-256"),
+    (Lora, {"sha256": ["a"] * 64}, "needs the SHA-256"),
     (Lora, {"sha256": SHA, "strength": "1"}, "strength must be a number"),
     (Lora, {"sha256": SHA, "strength": float("inf")}, "strength must be a number"),
-    (Lora, {"sha256": SHA, "name": 3}, "its name a text"),
+    (Lora, {"sha256": SHA, "name": 3}, "its name must be text"),
 ]
 
 

@@ -32,7 +32,7 @@ from tests.tables.rows import BEGAN, SIGMAS, refined_row, row_of
         ({"prediction": "eps"}, "prediction must be one of .*not 'eps'"),
         ({"form": "triangle"}, r"form must be one of \('lambda', 'history'\), not 'triangle'"),
         ({"sigmas": [4.0, 8.0, 2.0, 0.0]}, "must descend"),
-        ({"sigmas": [8.0, 4.0, 4.0, 0.0]}, "without repetition"),
+        ({"sigmas": [8.0, 4.0, 4.0, 0.0]}, "with no value repeated"),
         ({"sigmas": [8.0, 4.0, 2.0, 1.0]}, "to 0"),
         ({"sigmas": [8.0, 4.0, 2.0, float("nan")]}, "sigmas has NaN"),
         ({"sigmas": [[8.0, 4.0, 2.0, 0.0]]}, "must descend"),
@@ -43,7 +43,7 @@ from tests.tables.rows import BEGAN, SIGMAS, refined_row, row_of
         ({"evaluations": (1, 1, 1.0)}, "evaluations must be 3 whole numbers"),
         ({"evaluations": (1, 1, True)}, "evaluations must be 3 whole numbers"),
         ({"evaluations": (1, -1, 3)}, "evaluations must be 3 whole numbers"),
-        ({"evaluations": (0, 2, 1)}, "the first in the first step"),
+        ({"evaluations": (0, 2, 1)}, "at least one in its first step"),
         ({"evaluations": (255, 1, 1), "weights": np.zeros(257)}, "1 to 256 evaluations"),
         (
             {"sigmas": np.linspace(1, 0, 258), "evaluations": (1,) + (0,) * 256, "weights": [0]},
@@ -62,9 +62,12 @@ from tests.tables.rows import BEGAN, SIGMAS, refined_row, row_of
         ({"report": {"checked": 1}}, "report: 'checked' cannot be 1"),
         ({"solver_options": [1, 2]}, "solver_options must be an object"),
         ({"unknown_arrays": {"names": np.array(["a"])}}, "'names' must hold numbers"),
-        ({"errors": HeldOutErrors(4, (0.1, 0.2))}, "a row of 3 steps has 3 held-out errors"),
-        ({"origin": Origin("refined", "heun", {}, [9, 4, 2, 0])}, "begins at the σ that its refinement"),
-        ({"origin": Origin("refined", "heun", {}, [8, 4, 0])}, "as many steps as what its refinement"),
+        ({"errors": HeldOutErrors(4, (0.1, 0.2))}, "a row of 3 steps must have 3 held-out errors"),
+        (
+            {"origin": Origin("refined", "heun", {}, [9, 4, 2, 0])},
+            "must start at the σ of the row before refining",
+        ),
+        ({"origin": Origin("refined", "heun", {}, [8, 4, 0])}, "as many steps as the row before refining"),
     ],
 )
 def test_invalid_row_is_refused(changes, why):
@@ -272,7 +275,7 @@ def test_every_part_is_found_at_its_step(row, data):
                 assert (match.row, match.step) == (row, i)
             else:
                 assert match.row is None
-                assert f"cannot be started at step {i}" in match.why
+                assert f"cannot start at step {i}" in match.why
 
 
 def test_reasons_of_a_match():
@@ -286,4 +289,4 @@ def test_reasons_of_a_match():
     assert row.find([8.0, 2.0, 0.0]).why.startswith("σ = 2 at position 1 is not in euler")
     assert row.find([8.0, 4.0, 2.0, 0.0, -1.0]).why.startswith("σ = -1 at position 4 is not in")
     assert row.find([0.0, 0.0]).row is None
-    assert row.find([8.0]).why == row.find([]).why == "there is no step to take"
+    assert row.find([8.0]).why == row.find([]).why == "these σ make no step"

@@ -183,9 +183,7 @@ def saved(tmp_path):
 
 def test_nothing_is_overwritten_unasked(saved):
     path, content = saved
-    with pytest.raises(
-        TableError, match=r"a\.safetensors: exists already, and nothing is overwritten unasked"
-    ):
+    with pytest.raises(TableError, match=r"a\.safetensors: exists already and is not overwritten"):
         safefile.write(path, {}, {}, overwrite=False)
     assert path.read_bytes() == content
     safefile.write(path, {}, {"new": "1"}, overwrite=True)
@@ -247,7 +245,7 @@ def test_what_could_not_be_read_again_is_not_written(tmp_path):
         ({"a": np.zeros(safefile.MAX_BYTES // 8)}, {}),
         ({}, {"table": "x" * (safefile.MAX_JSON + 1)}),
     ):
-        with pytest.raises(TableError, match=r"not written, .* bytes are too many for a table"):
+        with pytest.raises(TableError, match=r"not written: .* bytes are too many for a table"):
             safefile.write(path, tensors, metadata, overwrite=False)
     assert os.listdir(tmp_path) == []
 

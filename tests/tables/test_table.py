@@ -138,7 +138,7 @@ def test_table_says_what_it_has_where_nothing_matches():
     assert "heun, 3 steps (5 evaluations, noise)" in why
     assert table.match([9.0, 0.0], "heun").why.startswith("no step of heun, 3 steps")
     assert table.match(SIGMAS, "ipndm").why.startswith(
-        "this table has no row for the solver 'ipndm'. It has: euler"
+        "this λ table has no row for the solver 'ipndm'. It has: euler"
     )
 
 
@@ -236,7 +236,7 @@ BROKEN = {
     "origin of text": ({"facts": changed(origin="refined")}, "row 0: 'origin' must be an object"),
     "errors of another length": (
         {"facts": changed(errors={"latents": 4, "dode": [0.1]})},
-        "row 0: a row of 3 steps has 3 held-out errors",
+        "row 0: a row of 3 steps must have 3 held-out errors",
     ),
     "errors of a list": ({"facts": changed(errors=[0.1])}, "row 0: 'errors' must be an object"),
     "negative errors": (
@@ -248,7 +248,7 @@ BROKEN = {
     "a LoRA of text": ({"facts": changed(loras=["x"])}, "row 0: 'loras' must be an object"),
     "began at another σ": (
         {"facts": changed(origin=BEGAN | {"kind": "refined", "sigmas": [9, 4, 2, 0]})},
-        "row 0: a refined row begins at the σ",
+        "row 0: a refined row must start at the σ",
     ),
     "float32": ({"tensors": arrays(weights=np.zeros(3, "f4"))}, "its numbers must be float64"),
     "integers": ({"tensors": arrays(sigmas=np.array([3, 2, 1, 0]))}, "its numbers must be float64"),

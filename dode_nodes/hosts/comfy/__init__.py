@@ -1,1 +1,1 @@
-"""ComfyUI. Its modules import ComfyUI, but for ``launch``, which finds it; nothing is imported here."""
+"""The ComfyUI nodes. This module imports nothing; the others import ComfyUI, except ``launch``, which finds it."""

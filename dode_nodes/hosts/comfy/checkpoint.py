@@ -1,4 +1,4 @@
-"""A checkpoint for the command line: loaded, prompted and scheduled by ComfyUI, without its server."""
+"""A checkpoint for the command line: ComfyUI loads it and makes its prompts and schedules, without its server."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
 def _empty_latent(width: int, height: int) -> torch.Tensor:
     """As the node 'Empty Latent Image' makes it, ``[1, 4, height/8, width/8]``."""
     if min(width, height) < _PIXELS or width % _PIXELS or height % _PIXELS:
-        raise DodeError(f"the size must be in multiples of {_PIXELS} pixels, not {width}x{height}")
+        raise DodeError(f"width and height must be multiples of {_PIXELS} pixels, not {width}x{height}")
     return torch.zeros(1, 4, height // _PIXELS, width // _PIXELS)
 
 
@@ -78,8 +78,8 @@ def _load(checkpoint: Path) -> tuple[ModelPatcher, comfy.sd.CLIP]:
         raise DodeError(f"{checkpoint}: ComfyUI finds no diffusion model in it")
     if clip is None:
         raise DodeError(
-            f"{checkpoint}: it has no text encoder, and prompts need one: give a full checkpoint, or use the node "
-            "'Distill λ' in ComfyUI with the loaders that you sample with"
+            f"{checkpoint}: it has no text encoder, which prompts need. Give a full checkpoint, or use the node "
+            "'Distill λ' in ComfyUI with your usual loaders"
         )
     return model, clip
 

@@ -1,4 +1,4 @@
-"""Whether two models are one checkpoint, whatever number format its weights are kept in."""
+"""Tells whether two models are the same checkpoint, even if their weights have different number formats."""
 
 from __future__ import annotations
 

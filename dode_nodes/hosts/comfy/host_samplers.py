@@ -1,4 +1,4 @@
-"""ComfyUI's samplers by name, and which of them can be distilled or teach."""
+"""ComfyUI's samplers by name, and which of them can be distilled or be the teacher."""
 
 from __future__ import annotations
 

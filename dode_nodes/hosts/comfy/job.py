@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import comfy.samplers
 import numpy as np
@@ -21,10 +21,10 @@ from ...fit.progress import Progress
 from ...fit.runs import Run
 from ...sampling.denoiser import DodeDenoiser, row_corrections
 from ...sampling.solvers import resolve
-from ...sigmas import check_schedules
+from ...sigmas import HOST_RTOL, check_schedules, same_sigma
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
-from .model_facts import is_flow, model_facts, wrapper_names
+from .model_facts import check_no_cache, is_flow, model_facts, wrapper_names
 from .prompts import (
     Conditioning,
     GuidedModel,
@@ -46,6 +46,13 @@ class Reporter(Protocol):
         """After an evaluation."""
 
 
+class Schedule(NamedTuple):
+    """A student's σ, and the number of steps that a KSampler is given for them; None for σ of the user's own."""
+
+    sigmas: torch.Tensor
+    steps: int | None
+
+
 @dataclass(frozen=True)
 class Request:
     """What to distil.
@@ -54,7 +61,7 @@ class Request:
         conditionings: the positives, each taking an equal share of the latents.
         latent: an empty latent of the size to distil at, ``[1, C, *spatial]``.
         latents: how many noises to draw from ``seed``.
-        schedules: the students' sigmas.
+        schedules: the students'.
         recipe: what to fit, and how.
         micro_batch: latents evaluated at a time; 0 for what fits.
     """
@@ -66,7 +73,7 @@ class Request:
     latent: torch.Tensor
     latents: int
     seed: int
-    schedules: Sequence[torch.Tensor]
+    schedules: Sequence[Schedule]
     recipe: Recipe
     micro_batch: int = 0
 
@@ -89,15 +96,34 @@ def parse_steps(text: str) -> list[int]:
     """
     parts = [part for part in re.split(r"[,;\s]+", text.strip()) if part]
     if not parts or not all(part.isdecimal() and 1 <= int(part) <= 1000 for part in parts):
-        raise DodeError(f"steps must be a number or several, such as '5, 6, 8, 10', not '{text}'")
+        raise DodeError(f"steps must be one number or several, such as '5, 6, 8, 10', not '{text}'")
     return list(dict.fromkeys(int(part) for part in parts))
 
 
-def schedule(model: ModelPatcher, solver: str, scheduler: str, steps: int) -> torch.Tensor:
-    """The σ of a KSampler with these settings, on the CPU."""
-    return comfy.samplers.KSampler(
-        model, steps, "cpu", sampler=solver, scheduler=scheduler, denoise=1.0
-    ).sigmas
+def schedule(model: ModelPatcher, solver: str, scheduler: str, steps: int) -> Schedule:
+    """That of a KSampler with these settings, on the CPU."""
+    ksampler = comfy.samplers.KSampler(model, steps, "cpu", sampler=solver, scheduler=scheduler, denoise=1.0)
+    return Schedule(ksampler.sigmas, steps)
+
+
+@dataclass(frozen=True, eq=False)
+class _Fit:
+    """A pipeline of schedules that begin at one σ, and the latents there."""
+
+    latents: Latents
+    pipeline: Pipeline
+    schedules: Sequence[Schedule]
+
+    def rows(self) -> list[LambdaRow]:
+        """What was found so far, each with the number of steps that was asked for."""
+        return [self._as_asked(row) for row in self.pipeline.found]
+
+    def _as_asked(self, row: LambdaRow) -> LambdaRow:
+        began = row.plain.sigmas
+        for sigmas, steps in self.schedules:
+            if steps is not None and len(sigmas) == len(began) and np.allclose(sigmas, began, rtol=HOST_RTOL):
+                return replace(row, settings=dict(row.settings) | {"steps": steps})
+        return row
 
 
 class Distillation:
@@ -108,7 +134,9 @@ class Distillation:
     """
 
     def __init__(self, request: Request, reporter: Reporter) -> None:
-        check_schedules(request.schedules)
+        for each in request.schedules:
+            check_schedules([each.sigmas])
+        check_no_cache(request.model)
         self._request = request
         self._facts = model_facts(request.model)
         self._reporter = reporter
@@ -122,59 +150,61 @@ class Distillation:
         fewest = max(2, len(self._guiders))
         if request.latents < fewest:
             raise DodeError(
-                f"{len(self._guiders)} prompts need at least {fewest} latents, got {request.latents}: "
-                "some are kept to check λ on"
+                f"{len(self._guiders)} prompts need at least {fewest} latents, not {request.latents}: "
+                "some are held out to check λ"
             )
-        self._pipeline: Pipeline | None = None
+        self._fits: list[_Fit] = []
 
     def run(self) -> Distilled:
         """All of it, inside ComfyUI's sampling path."""
+        self._fits = [self._fit(schedules) for schedules in _by_start(self._request.schedules)]
+        first = self._fits[0]
+        shown = 2 * len(first.latents.held_out) * first.pipeline.evaluations(0)
+        trials = consistency_cost(first.latents)
+        costs = [fit.pipeline.cost for fit in self._fits]
+        self._reporter.begin(
+            f"{'; '.join(map(str, costs))}; plus {trials} to check the model first and {shown} for the result "
+            "latents",
+            *dict.fromkeys(line for fit in self._fits for line in fit.pipeline.remarks),
+        )
+        totals = [cost.total for cost in costs]
+        with Progress(trials + sum(totals) + shown, self._reporter) as work:
+            trying, *fitting, showing = work.split(trials, *totals, shown)
+            self._check_model(first.latents, trying)
+            for fit, part in zip(self._fits, fitting, strict=True):
+                fit.pipeline.run(part)
+            row = _best_of_first_schedule(first.pipeline.rows)
+            with showing:
+                dode, stock = (self._held_out_by(each, first.latents, showing) for each in (row, row.plain))
+        assert first.pipeline.targets is not None  # noqa: S101  # the pipeline has run
+        ends = torch.cat(list(first.pipeline.targets.ends))[first.latents.held_out]
+        table = self.table()
+        assert table is not None  # noqa: S101
+        return Distilled(table, *(self._as_latent(x) for x in (ends, dode, stock)))
+
+    def table(self) -> LambdaTable | None:
+        """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
+        rows = [row for fit in self._fits for row in fit.rows()]
+        return LambdaTable(rows, model=self._facts) if rows else None
+
+    def _fit(self, schedules: Sequence[Schedule]) -> _Fit:
         request = self._request
         size = request.micro_batch or micro_batch_that_fits(
             request.model, request.latent.shape, request.latents
         )
         noise = noise_per_latent(request.latent, request.seed, request.latents)
-        x = initial_states(request.model, noise, request.schedules[0][0])
+        x = initial_states(request.model, noise, schedules[0].sigmas[0])
         prompts = len(self._guiders)
         shares = zip(self._guiders, noise.tensor_split(prompts), x.tensor_split(prompts), strict=True)
         groups = [GuidedModel(guider, own, request.seed).group(begun) for guider, own, begun in shares]
-        return self._distil(Latents(groups, min(size, request.latents)))
-
-    def table(self) -> LambdaTable | None:
-        """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
-        if self._pipeline is None or not self._pipeline.found:
-            return None
-        return LambdaTable(self._pipeline.found, model=self._facts)
-
-    def _distil(self, latents: Latents) -> Distilled:
-        """Find the rows; then the held-out latents by teacher, D-ODE and stock solver."""
-        pipeline = self._pipeline = Pipeline(
-            latents,
-            [sigmas.to(latents.groups[0].x.device) for sigmas in self._request.schedules],
-            self._recipe(len(latents.groups)),
-        )
-        shown = 2 * len(latents.held_out) * pipeline.evaluations(0)
-        trials = consistency_cost(latents)
-        self._reporter.begin(
-            f"{pipeline.cost}; plus {trials} to check the model first and {shown} for the results to look at",
-            *pipeline.remarks,
-        )
-        with Progress(trials + pipeline.cost.total + shown, self._reporter) as work:
-            trying, fitting, showing = work.split(trials, pipeline.cost.total, shown)
-            self._check_model(latents, trying)
-            row = _best_of_first_schedule(pipeline.run(fitting))
-            with showing:
-                dode, stock = (self._held_out_by(each, latents, showing) for each in (row, row.plain))
-        assert pipeline.targets is not None  # noqa: S101  # the pipeline has run
-        ends = torch.cat(list(pipeline.targets.ends))[latents.held_out]
-        table = self.table()
-        assert table is not None  # noqa: S101
-        return Distilled(table, *(self._as_latent(x) for x in (ends, dode, stock)))
+        latents = Latents(groups, min(size, request.latents))
+        sigmas = [each.sigmas.to(x.device) for each in schedules]
+        return _Fit(latents, Pipeline(latents, sigmas, self._recipe(prompts)), schedules)
 
     def _check_model(self, latents: Latents, progress: Progress) -> None:
         """Before the teacher: that one state has one answer."""
-        model, schedule = self._request.model, self._request.schedules[0]
-        middle = float(schedule[len(schedule) // 2]) or float(schedule[0])
+        model = self._request.model
+        middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
         dtype = model.model_dtype() or torch.float32
         check_consistency(latents, middle, dtype, progress, suspects=", ".join(wrapper_names(model)))
 
@@ -202,7 +232,7 @@ class Distillation:
         )
         ends = [
             run(
-                DodeDenoiser(evaluator.on(batch, "results to look at"), row_corrections(row), row.prediction),
+                DodeDenoiser(evaluator.on(batch, "result latents"), row_corrections(row), row.prediction),
                 batch,
             )
             for batch in batches
@@ -213,6 +243,19 @@ class Distillation:
         """As ComfyUI passes latents on."""
         latent: torch.Tensor = self._request.model.model.process_latent_out(x.float())
         return latent
+
+
+def _by_start(schedules: Sequence[Schedule]) -> list[list[Schedule]]:
+    """Schedules that begin at one σ together, for they share a teacher; ddim_uniform's do not."""
+    groups: list[list[Schedule]] = []
+    for each in schedules:
+        start = float(each.sigmas[0])
+        own = next((g for g in groups if same_sigma(float(g[0].sigmas[0]), start)), None)
+        if own is None:
+            groups.append([each])
+        else:
+            own.append(each)
+    return groups
 
 
 def _best_of_first_schedule(rows: Sequence[LambdaRow]) -> LambdaRow:

@@ -1,4 +1,4 @@
-"""Where ComfyUI lies, and how to use it as a library: in a plain process, without its server."""
+"""Finds ComfyUI and uses it as a library, in a plain process, without its server."""
 
 from __future__ import annotations
 
@@ -37,8 +37,8 @@ def start_comfyui() -> None:
     checkout = find_comfyui()
     if checkout is None:
         raise DodeError(
-            "a checkpoint is loaded and sampled by ComfyUI, and none was found: set COMFYUI_PATH to its folder, "
-            "or use --model"
+            "set COMFYUI_PATH to the folder of your ComfyUI, or use --model: a checkpoint needs ComfyUI, and none "
+            "was found"
         )
     if not is_first_rank():
         logging.disable()  # the first says the same
@@ -49,8 +49,8 @@ def start_comfyui() -> None:
             importlib.import_module("comfy.sd")
     except ImportError as error:
         raise DodeError(
-            f"the ComfyUI at {checkout} cannot be imported: {error}. Run this with the Python that it runs with, "
-            "with the pack's requirements installed"
+            f"the ComfyUI at {checkout} cannot be imported: {error}. Run this with ComfyUI's own Python, and "
+            "install the pack's requirements there"
         ) from error
 
 

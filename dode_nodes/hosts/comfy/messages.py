@@ -1,4 +1,4 @@
-"""Words for the person in front of the graph: on the node, and in the log."""
+"""Messages to the user, on the node and in the log."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a table knows of its model, and whether a model is that one."""
+"""What a table stores about its model, and whether another model matches it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...tables.gate import Facts
 from .fingerprint import fingerprint, same_checkpoint
+
+_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache", "teacache": "TeaCache"}
+"""Wrappers that remember the step before, by the keys that their nodes give them, as people know them."""
 
 
 def model_facts(model: ModelPatcher) -> dict[str, Any]:
@@ -51,6 +54,20 @@ def wrapper_names(model: ModelPatcher) -> list[str]:
     return [str(name) for name in dict.fromkeys(named)]
 
 
+def check_no_cache(model: ModelPatcher) -> None:
+    """Refuse a model with a cache of earlier steps that is known by name.
+
+    Raises:
+        DodeError: there is one.
+    """
+    found = [_CACHES[name.lower()] for name in wrapper_names(model) if name.lower() in _CACHES]
+    if found:
+        raise DodeError(
+            f"remove {' and '.join(found)} from the model to distil or compare: it reuses results of earlier "
+            "steps, so nothing can be fitted or measured. You can put it back when you sample with the table"
+        )
+
+
 def _patches(model: ModelPatcher) -> dict[str, Any]:
     strengths = sorted({float(patch[0]) for patches in model.patches.values() for patch in patches})
     return {"weights": len(model.patches), "strengths": strengths}
@@ -69,23 +86,23 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
     for key, words in (
         ("family", "family"),
         ("prediction_type", "prediction type"),
-        ("channels", "channels"),
+        ("channels", "number of channels"),
     ):
         if theirs.get(key) not in (None, mine[key]):
             raise DodeError(
-                f"this λ table was made for another kind of model: {words} '{theirs[key]}', "
-                f"and this model's is '{mine[key]}'. Distil a table for this model"
+                f"this λ table was made for another kind of model: its {words} is '{theirs[key]}', "
+                f"this model's is '{mine[key]}'. Distil a table for this model"
             )
     remarks = []
     same = same_checkpoint(theirs.get("fingerprint", {}), mine["fingerprint"])
     if same is False:
         remarks.append(
-            "the λ table was made for another checkpoint of this family; distil one for this model"
+            "the λ table was made for another checkpoint of this family; distil a table for this model"
         )
     elif same is None and theirs.get("fingerprint"):
-        remarks.append("whether the λ table was made for this checkpoint cannot be told from its weights")
+        remarks.append("could not check whether the λ table was made for this checkpoint")
     elif theirs.get("patches") not in (None, mine["patches"]):
-        remarks.append("the λ table was made with other LoRAs or patches on this model")
+        remarks.append("the λ table was made with different LoRAs or patches on this model")
     if theirs.get("shift") is not None and theirs["shift"] != mine["shift"]:
         remarks.append(f"the λ table was made at shift {theirs['shift']:g}, this model has {mine['shift']:g}")
     return remarks

@@ -1,7 +1,7 @@
 """Network evaluations inside ComfyUI's own sampling path.
 
-CFG, LoRA, hooks, ControlNet, model patches and offloading behave as in a KSampler, because they are prepared
-by the same code: every run of a sampler of ours is a run of a guider, and is handed the same denoiser.
+CFG, LoRA, hooks, ControlNet, model patches and offloading behave as in a KSampler, because the same
+code prepares them: each run of our samplers is a run of a guider and gets the same denoiser.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.model_base
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -88,7 +89,7 @@ class GuidedModel:
             raise AttributeError(name)
         return getattr(self._denoiser, name)
 
-    def skip(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
+    def skip_evaluation(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Pass an evaluation whose output is known: what counts the evaluations of a run must count it, too."""
         guider = self._denoiser.inner_model
         for conds in getattr(guider, "conds", {}).values():
@@ -195,15 +196,24 @@ def _row(cond: dict[str, Any], i: int) -> dict[str, Any]:
     return {key: pick(value) for key, value in cond.items()}
 
 
-def check_empty(latent: dict[str, Any]) -> None:
+def check_empty(model: ModelPatcher, latent: dict[str, Any]) -> None:
     """Refuse what λ is not fitted from.
 
     Raises:
-        DodeError: the latent is filled or has a mask.
+        DodeError: the latent is filled, has a mask, or is of a kind that cannot be distilled.
     """
+    if getattr(latent["samples"], "is_nested", False):
+        raise DodeError(
+            "use a latent with pictures only: pictures and sound together cannot be distilled or compared yet"
+        )
+    if isinstance(model.model, comfy.model_base.SVD_img2vid):
+        raise DodeError(
+            "use this model with stock samplers: it turns a batch into the frames of one video, which cannot be "
+            "distilled or compared yet"
+        )
     if latent.get("noise_mask") is not None:
-        raise DodeError("λ is fitted from pure noise: take the mask off the latent")
+        raise DodeError("remove the mask from the latent: λ is fitted from pure noise")
     if torch.count_nonzero(latent["samples"]):
         raise DodeError(
-            "λ is fitted from pure noise: connect an Empty Latent Image of the size you will sample"
+            "connect an Empty Latent Image of the size you will sample at: λ is fitted from pure noise"
         )

@@ -26,6 +26,7 @@ from .usage import guidance_scale, usage_remarks
 
 _KEY = "dode_nodes"
 _RUN = "dode_nodes_run"
+_SEEN = 0.02  # of denoise: what is rounded away beyond it is said
 
 Choose = Callable[[torch.Tensor], LambdaRow]
 """The row to run over these σ."""
@@ -87,6 +88,11 @@ def part_sampler(
     """
     remarks = check_model(table.model, model)
     part = part_for_steps(table, steps, denoise, solver)
+    run = part.row.steps - part.start
+    if abs(run / part.row.steps - denoise) > _SEEN:
+        remarks.append(
+            f"this runs the last {run} of {part.row.steps} steps, which is denoise {run / part.row.steps:.2g}"
+        )
     return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id)
 
 
@@ -98,7 +104,7 @@ def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None)
     """
     match = table.match(sigmas, solver)
     if match.row is None:
-        raise DodeError(f"{match.why}. Take the σ from 'D-ODE sigmas', or distil λ for this schedule")
+        raise DodeError(f"{match.why}. Connect the sigmas of 'D-ODE sigmas', or distil λ for this schedule")
     return match.row
 
 
@@ -119,11 +125,13 @@ def apply_to_model(
         **kwargs: Any,
     ) -> torch.Tensor:
         if getattr(executor.class_obj, "brings_lambda", False):
-            remark(node_id, ["a D-ODE node samples this model with its own λ: the model's are left out"])
+            remark(
+                node_id, ["this D-ODE node uses its own λ table: the one from 'Apply λ to model' is ignored"]
+            )
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         match = _match_run(executor.class_obj, sigmas, table, solver)
         if match.row is None:
-            remark(node_id, [f"λ is not applied, this samples as stock: {match.why}"])
+            remark(node_id, [f"λ is not applied, the stock sampler runs: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         noise = args[1] if len(args) > 1 else kwargs["noise"]
         remark(node_id, usage_remarks(match.row, guidance_scale(guider), noise))
@@ -146,7 +154,7 @@ def apply_to_model(
 
     patched = model.clone()
     if is_applied(model):
-        remark(node_id, ["this model has λ applied already: this table replaces the other one"])
+        remark(node_id, ["this model already has a λ table: this table replaces it"])
     for kind, wrapper in (
         (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, around_sampler),
         (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, around_prediction),
@@ -198,7 +206,7 @@ def _match_run(
     """The row whose solver, options and σ are those of the run that begins."""
     function = getattr(sampler, "sampler_function", None)
     if function is None:
-        return Match(None, 0, "this sampler is not one of ComfyUI's functions")
+        return Match(None, 0, "this sampler is not a plain ComfyUI sampler function")
     candidates = rows_of(table, solver)
     rows = [row for row in candidates if _is_solver_of(row, function, sampler.extra_options)]
     if rows:
@@ -211,6 +219,6 @@ def _match_run(
         return match
     elsewhere = (row.plain for row in candidates if row.has_own_sigmas)
     if any(_is_solver_of(plain, function, sampler.extra_options) for plain in elsewhere):
-        why = f"{match.why}. Refined rows have σ of their own: use KSampler (D-ODE) or D-ODE sigmas"
+        why = f"{match.why}. Refined rows have their own σ: use KSampler (D-ODE) or D-ODE sigmas"
         return Match(None, 0, why)
     return match

@@ -1,4 +1,4 @@
-"""Where λ tables lie: the one module that knows."""
+"""Where λ tables are saved and found."""
 
 from __future__ import annotations
 
@@ -142,6 +142,6 @@ def _try_writing(folder: Path) -> None:
         safefile.try_writing(folder)
     except OSError as error:
         raise TableError(
-            f"make the folder {_models_folder()}, or let ComfyUI write to {folder}: "
+            f"create the folder {_models_folder()}, or allow ComfyUI to write to {folder}: "
             f"λ tables cannot be saved there ({error.strerror or error})"
         ) from error

@@ -1,4 +1,4 @@
-"""A row as this ComfyUI can use it: its plain solver, and what is unlike where it was made."""
+"""A row in this ComfyUI: its plain solver, and warnings if cfg or size differ from those it was made with."""
 
 from __future__ import annotations
 

@@ -13,20 +13,33 @@ import torch
 from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests import browser
 from tests.checkpoints import write_sd15
+from tests.comfyui_hosts import COUNTS, HERE, HOSTS
 from tests.hosts.comfy.node_calls import NodeCalls
 from tests.server import ComfyServer
 
 CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors"
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """What a run on this machine can show, whatever was skipped."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a run on this machine can show, whatever was skipped; and what the tests in each ComfyUI came to."""
+    counts = {HERE: _counts_here(terminalreporter)} | config.stash[COUNTS]
+    for host in HOSTS:
+        terminalreporter.write_line(f"found: {host}: {counts.get(host, 'not tested')}")
     found = {
-        "ComfyUI": find_comfyui() or "none (set COMFYUI_PATH)",
+        "ComfyUI": len(HOSTS) or "none (set COMFYUI_PATH)",
         "browser": browser.missing() or "found",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     terminalreporter.write_line("found: " + "; ".join(f"{name}: {what}" for name, what in found.items()))
+
+
+def _counts_here(reporter: pytest.TerminalReporter) -> str:
+    """Of the tests that are marked comfyui, in pytest's own words."""
+    kinds = ("failed", "passed", "skipped", "xfailed", "xpassed", "error")
+    counts = {
+        kind: sum("comfyui" in report.keywords for report in reporter.getreports(kind)) for kind in kinds
+    }
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "not tested"
 
 
 @pytest.fixture

@@ -80,11 +80,12 @@ def distil_and_sample(model: Any) -> dict[str, Any]:
     """The pack's nodes, as ComfyUI calls them: distil, sample, and sample through the patched model."""
     import nodes
     import torch
-    from comfy_api.latest import io
 
     def call(name: str, **inputs: Any) -> tuple[Any, ...]:
         node = nodes.NODE_CLASS_MAPPINGS[name]
-        return node.PREPARE_CLASS_CLONE({io.Hidden.unique_id: "1"}).EXECUTE_NORMALIZED(**inputs).args
+        hidden = {"UNIQUE_ID": "1"}
+        prepared = node.PREPARE_CLASS_CLONE(hidden | {"hidden_inputs": hidden})  # 0.3.64 | newer ones
+        return prepared.EXECUTE_NORMALIZED(**inputs).args
 
     conds = {"positive": conditioning(0.1), "negative": conditioning(0.0), "cfg": 2.0}
     table, *_, summary = call(

@@ -84,7 +84,7 @@ def load(checkpoint: Path) -> tuple[Any, ...]:
 @pytest.mark.parametrize(
     ("options", "why"),
     [
-        (["--size", "60x64"], "in multiples of 8 pixels"),
+        (["--size", "60x64"], "must be multiples of 8 pixels"),
         (["--schedule", "none"], "this ComfyUI has"),
         (["--solver", "none"], "no solver is called"),
         (["--teacher", "dpm_adaptive"], "dpm_adaptive"),
@@ -130,5 +130,5 @@ def test_interrupted_it_saves_what_was_found(
     monkeypatch.setattr(Bar, "__call__", interrupt)
     assert main(arguments(checkpoint, out, "--refine-budget", "8")) == 130
     partial = out.with_name("mine-partial.safetensors")
-    assert f"interrupted: what was found is in {partial}" in capsys.readouterr().err
+    assert f"interrupted: the rows found so far are saved in {partial}" in capsys.readouterr().err
     assert LambdaTable.load(partial).model["family"] == "SD15"

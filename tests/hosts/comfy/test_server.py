@@ -200,8 +200,8 @@ def test_distils_again_only_when_an_input_changed(server):
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (distil_prompt(steps="many"), "steps must be a number or several"),
-        (distil_prompt(save_name="../outside"), "is not a name for a table"),
+        (distil_prompt(steps="many"), "steps must be one number or several"),
+        (distil_prompt(save_name="../outside"), "give the table another name"),
         (distil_prompt(latents=2, positive_2=["demo", 1], positive_3=["demo", 1]), "need at least 3 latents"),
         (sample_prompt("demo_eps.safetensors", "flow"), "made for another kind of model"),
         (sample_prompt("demo_eps.safetensors", steps=7), "no row of 7 steps. It has: euler, 4 steps"),

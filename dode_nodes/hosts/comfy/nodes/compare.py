@@ -1,4 +1,4 @@
-"""The node that sets stock, D-ODE and teacher side by side."""
+"""The node that shows stock, D-ODE and teacher side by side."""
 
 from __future__ import annotations
 
@@ -110,13 +110,12 @@ class CompareSamplers(io.ComfyNode):
         vae: Any = None,
     ) -> io.NodeOutput:
         """Sample three times, measure, draw."""
-        check_empty(latent)
+        check_empty(model, latent)
         remark(cls.hidden.unique_id, check_model(table.model, model))
         row = part_for_steps(table, steps, solver=filtered_solver(solver)).row
         if seed == row.settings.get("seed"):
-            remark(
-                cls.hidden.unique_id, ["use another seed: λ was distilled on this one and looks better on it"]
-            )
+            why = "λ was distilled on this one, so it looks better here than it is"
+            remark(cls.hidden.unique_id, [f"use another seed: {why}"])
         contenders = stock_dode_teacher(row, scale, is_flow(model), cls.hidden.unique_id)
         empty = fitting_latent(model, latent)
         noise = noise_per_latent(empty, seed, pictures)
@@ -127,14 +126,27 @@ class CompareSamplers(io.ComfyNode):
             f"{label}: {error:.4f} from the teacher" for label, error in zip(labels, errors, strict=False)
         ]
         numbers = "\n".join([*lines, f"ratio {errors[1] / errors[0]:.2f}" if errors[0] else ""])
-        decoded = [None if vae is None else _decoded(vae, result) for result in results]
+        decoded = _pictures(vae, results, cls.hidden.unique_id)
         image = draw(comparison_figure, [*lines, labels[-1]], decoded, errors)
         return io.NodeOutput(
             image, numbers, *({"samples": result} for result in results), ui=ui.PreviewImage(image, cls=cls)
         )
 
 
-def _decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor:
-    """Pictures ``[B, H, W, 3]``; of a video, its first frame."""
+def _pictures(vae: Any, results: list[torch.Tensor], node_id: str | None) -> list[torch.Tensor | None]:
+    """Each result decoded; None for all of them where they cannot be, or are no pictures."""
+    try:
+        decoded = [None if vae is None else _decoded(vae, result) for result in results]
+    except Exception as error:  # out of memory, a VAE of another model: the numbers are worth more
+        remark(node_id, [f"no pictures: the VAE could not decode the latents: {error}"])
+        decoded = [None]
+    return [None] * len(results) if any(images is None for images in decoded) else decoded
+
+
+def _decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor | None:
+    """Pictures ``[B, H, W, 3]`` on the CPU; of a video, its first frame. None for sound."""
     images = vae.decode(samples)
-    return images[:, 0] if images.ndim == 5 else images
+    images = images[:, 0] if images.ndim == 5 else images
+    if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
+        return None
+    return images.float().cpu()

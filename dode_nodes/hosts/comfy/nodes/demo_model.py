@@ -1,4 +1,4 @@
-"""The node that brings a small model along, so that the examples run with no download."""
+"""The node with a small built-in model: the examples run without a download."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from ....tables.row import PREDICTIONS
 from ....tables.table import LambdaTable
 from .. import table_files
 from ..host_samplers import student_names, teacher_names
-from ..job import Distillation, Request, parse_steps, schedule
+from ..job import Distillation, Request, Schedule, parse_steps, schedule
 from ..messages import remark, show_text
 from ..pictures import draw
 from ..prompts import Conditioning, check_empty, fitting_latent
@@ -71,14 +71,14 @@ class DistillLambdas(io.ComfyNode):
                     min=2,
                     max=1024,
                     tooltip="How many noises to distil on. A quarter of them is held out to check λ. More take "
-                    "longer and generalise better.",
+                    "longer, and λ fits new noises better.",
                 ),
                 seed_input("Seed of the noises. If you change it, the node distils again.", changes=False),
                 io.Combo.Input(
                     "solver",
                     options=student_names(),
                     default="euler",
-                    tooltip="The few-step sampler to improve. The list has all that can be distilled.",
+                    tooltip="The few-step sampler to improve. Only samplers that can be distilled are listed.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -197,15 +197,15 @@ class DistillLambdas(io.ComfyNode):
         refine_budget: float = 0.0,
     ) -> io.NodeOutput:
         """Distil, save, report."""
-        check_empty(latent)
+        check_empty(model, latent)
         node_id = cls.hidden.unique_id
         path = table_files.free_path(save_name)
         if is_applied(model):
-            remark(node_id, ["'Apply λ to model' has no effect here: λ is left out while distilling"])
+            remark(node_id, ["'Apply λ to model' has no effect here: distilling ignores λ"])
         schedules = (
             [schedule(model, solver, scheduler, n) for n in parse_steps(steps)]
             if sigmas is None
-            else [sigmas.cpu()]
+            else [Schedule(sigmas.cpu(), None)]
         )
         given = [positive, positive_2, positive_3, positive_4]
         recipe = Recipe(
@@ -252,10 +252,10 @@ def _save(table: LambdaTable, path: Path, node_id: str | None) -> str:
     try:
         place = table_files.save(table, path)
     except TableError as error:
-        remark(node_id, [f"save this table with another node before you close ComfyUI: {error}"])
+        remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}"])
         return f"Not saved: {error}"
     if place.parent != path.parent:
-        remark(node_id, [f"{path.parent} could not be written at the end: the table is saved as {place}"])
+        remark(node_id, [f"could not write to {path.parent}: the table is saved as {place} instead"])
     else:
         show_text(node_id, f"saved as {place.name}")
     return f"Saved as {place}"
@@ -267,6 +267,9 @@ def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str
         table = distillation.table()
         if table is not None:
             path = table_files.save(table, table_files.free_path(save_name, "-partial"))
-            remark(node_id, [f"stopped early; what was found is saved as {path.name}: {table.contents()}"])
+            remark(
+                node_id,
+                [f"stopped early; the rows found so far are saved as {path.name}: {table.contents()}"],
+            )
     except Exception:
-        logging.exception("D-ODE: what was found before the end could not be saved")
+        logging.exception("D-ODE: the rows found so far could not be saved")

@@ -24,7 +24,7 @@ def solver_filter() -> io.Input:
         options=[ANY, *student_names()],
         default=ANY,
         tooltip="Use only the rows of this solver and those refined from it. 'any' allows all rows. If several "
-        "rows fit, the one with the smallest held-out error for the steps that are run is used.",
+        "rows fit, the node uses the one with the smallest held-out error for the steps that are run.",
     )
 
 

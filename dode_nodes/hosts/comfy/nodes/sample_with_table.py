@@ -89,7 +89,7 @@ class DodeSigmas(io.ComfyNode):
             node_id="DODE_Sigmas",
             display_name="D-ODE sigmas",
             category=CATEGORY,
-            description="The σ of one row of the table, or the last part of them.",
+            description="The σ schedule of one row of the table, or its last part.",
             inputs=[table_input(), _steps_input(), _denoise_input(), solver_filter()],
             outputs=[
                 io.Sigmas.Output(

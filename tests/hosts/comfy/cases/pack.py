@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from tests.hosts.comfy.cases.subjects import Conditioning, Latent, Subject, watch
+from tests.hosts.conftest import HIDDEN
 from tests.import_comfyui import REPOSITORY
 
 _LOADED = "dode_pack_of_the_cases"
@@ -32,7 +33,7 @@ class Pack:
     def run(self, node_id: str, **inputs: Any) -> dict[str, Any]:
         """What a node gives out, by its outputs' display names in lower case."""
         node = self._nodes[node_id]
-        prepared = node.PREPARE_CLASS_CLONE({"UNIQUE_ID": "7", "hidden_inputs": {"UNIQUE_ID": "7"}})
+        prepared = node.PREPARE_CLASS_CLONE(HIDDEN)
         names = [(output.display_name or output.id).lower() for output in node.define_schema().outputs]
         return dict(zip(names, prepared.EXECUTE_NORMALIZED(**inputs).args, strict=True))
 

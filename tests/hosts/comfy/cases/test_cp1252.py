@@ -72,7 +72,6 @@ def test_plain_use(server):
     assert status_of(server, server.queue(with_table(1))) == "success"
 
 
-@pytest.mark.xfail(strict=True, reason="what logging prints with λ in it ends the prompt thread")
 def test_the_next_prompt_runs(server):
     """After a remark on cfg, a λ that is not applied, and a row that is missing; the worst comes last."""
     remarks = [server.queue(graph) for graph in (with_table(2, cfg=7.0), applied(3, steps=9))]

@@ -26,10 +26,6 @@ SIDE = 4
 SCALE = 3
 SEED = 1
 
-hooks_are_off = pytest.mark.xfail(
-    strict=True, reason="all prompts run inside one another's sampling: a hook on one of them is off"
-)
-
 
 def distances(
     dode: Pack, subject: Subject, *positives: Conditioning, steps: int = 3, **changes: Any
@@ -207,20 +203,17 @@ def test_one_hook_on_both_prompts(dode):
     assert_faithful_or_refused(dode, subject, hooked(subject.positive, both), hooked(dode.prompt(5), both))
 
 
-@hooks_are_off
 def test_a_hook_on_one_prompt_of_two(dode):
     subject = dode.demo(side=SIDE)
     assert_faithful_or_refused(dode, subject, hooked(subject.positive, hook(subject)), dode.prompt(5))
 
 
-@hooks_are_off
 def test_another_hook_on_each_prompt(dode):
     subject = dode.demo(side=SIDE)
     one, two = hooked(subject.positive, hook(subject)), hooked(dode.prompt(5), hook(subject, -1.0))
     assert_faithful_or_refused(dode, subject, one, two)
 
 
-@hooks_are_off
 def test_a_hook_whose_strength_changes_during_the_run(dode):
     subject = dode.demo(side=SIDE)
     assert_faithful_or_refused(dode, subject, hooked(subject.positive, hook(subject, later=0.2)))

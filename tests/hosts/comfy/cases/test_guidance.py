@@ -13,13 +13,6 @@ from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node
 
 pytestmark = pytest.mark.comfyui
 
-not_probed = pytest.mark.xfail(
-    strict=True, reason="nobody asks before the teacher whether one state has one answer"
-)
-only_cfg_is_read = pytest.mark.xfail(
-    strict=True,
-    reason="DualCFGGuider's scales are cfg1 and cfg2; the 1.0 that it inherits as cfg is taken for it",
-)
 A_PROBE = 12
 """Evaluations that finding out may take: one state asked twice, another in between."""
 
@@ -51,7 +44,6 @@ def refusal(dode: Pack, subject: Subject, **changes: Any) -> str:
     return str(raised.value)
 
 
-@not_probed
 @pytest.mark.parametrize(
     ("kind", "cache", "micro_batch"),
     [
@@ -67,7 +59,6 @@ def test_a_cache_is_refused_by_name(kind, cache, micro_batch, dode):
     assert "LazyCache" in refusal(dode, subject, micro_batch=micro_batch)
 
 
-@not_probed
 def test_a_cache_inside_the_network_is_refused_by_name(sd15, dode):
     subject = replace(sd15, model=easy_cache(sd15.model))
     assert "EasyCache" in refusal(dode, subject, latents=2, scale=4)
@@ -105,7 +96,6 @@ def by_the_largest_of_the_batch(model: Any) -> Any:
     return patched
 
 
-@not_probed
 @pytest.mark.parametrize(
     ("patch", "micro_batch"),
     [(with_momentum, 0), (with_momentum, 1), (mahiro, 0), (mahiro, 2), (by_the_largest_of_the_batch, 0)],
@@ -144,7 +134,7 @@ def one_prompt(model: Any, positive: Any, negative: Any, cfg: float) -> Any:
 
 
 @pytest.mark.parametrize("cfg", [2.0, 7.0])
-@pytest.mark.parametrize("guider", [one_prompt, pytest.param(two_prompts, marks=only_cfg_is_read)])
+@pytest.mark.parametrize("guider", [one_prompt, two_prompts])
 def test_no_remark_on_guidance_that_is_not_so(guider, cfg, dode, said):
     """The table is of cfg 2. Of a guider whose scale is not known nothing is said."""
     subject, table = dode.demo(), dode.shipped("eps")

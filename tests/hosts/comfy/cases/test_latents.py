@@ -61,7 +61,6 @@ NODES: list[Callable[[Pack, Subject, Any, dict[str, Any]], dict[str, Any]]] = [
 ]
 
 
-@pytest.mark.xfail(strict=True, reason="the latent's ratio is not handed on")
 @pytest.mark.parametrize("node", NODES, ids=["distill", "ksampler", "compare"])
 def test_an_empty_latent_is_brought_to_the_models_ratio(node, ratio_is_heeded, dode):
     """128×128 pixels, for a model of 16 pixels per number."""
@@ -84,7 +83,6 @@ class AudioVae:
         return torch.rand(len(samples), 40, 2)
 
 
-@pytest.mark.xfail(strict=True, reason="a waveform is drawn as a picture of that many rows")
 def test_a_waveform_is_not_drawn(dode_with_pictures):
     """Compare gives its numbers, and the page that it gives without a VAE."""
     dode = dode_with_pictures
@@ -107,7 +105,6 @@ class Together:
         return self.tensors
 
 
-@pytest.mark.xfail(strict=True, reason="what is no tensor is counted as one: a raw TypeError")
 def test_sound_and_pictures_together_are_refused_in_words_or_distilled(dode):
     try:
         from comfy.nested_tensor import NestedTensor
@@ -140,7 +137,6 @@ class FullVae:
         raise torch.OutOfMemoryError("no memory")
 
 
-@pytest.mark.xfail(strict=True, reason="pictures are decoded before the numbers are given out")
 def test_numbers_outlive_a_decode_that_runs_out_of_memory(dode_with_pictures):
     dode = dode_with_pictures
     subject = dode.demo()
@@ -160,15 +156,7 @@ def broken_matplotlib(request: pytest.FixtureRequest, tmp_path: Path, monkeypatc
     return request.param
 
 
-@pytest.fixture
-def _fails_today(request: pytest.FixtureRequest, broken_matplotlib: str) -> None:
-    """Only a missing matplotlib is foreseen."""
-    if not broken_matplotlib.startswith("ImportError"):
-        reason = "only an ImportError is foreseen of matplotlib"
-        request.applymarker(pytest.mark.xfail(strict=True, reason=reason))
-
-
-@pytest.mark.usefixtures("_fails_today")
+@pytest.mark.usefixtures("broken_matplotlib")
 def test_a_broken_matplotlib_costs_distill_its_picture_only(dode_with_pictures, tables):
     dode = dode_with_pictures
     made = dode.distil(dode.demo(), steps="2", scale=2, latents=2)
@@ -177,14 +165,14 @@ def test_a_broken_matplotlib_costs_distill_its_picture_only(dode_with_pictures, 
     assert "euler" in made["summary"]
 
 
-@pytest.mark.usefixtures("_fails_today")
+@pytest.mark.usefixtures("broken_matplotlib")
 def test_a_broken_matplotlib_costs_compare_its_picture_only(dode_with_pictures):
     dode = dode_with_pictures
     vae = dode.run("DODE_DemoModel", kind="eps", digit=3)["vae"]
     assert_numbers(dode.compare(dode.demo(), dode.shipped("eps"), vae=vae))
 
 
-@pytest.mark.usefixtures("_fails_today")
+@pytest.mark.usefixtures("broken_matplotlib")
 def test_a_broken_matplotlib_costs_inspect_its_picture_only(dode_with_pictures):
     dode = dode_with_pictures
     assert "euler" in dode.run("DODE_InspectLambdas", table=dode.shipped("eps"))["summary"]

@@ -13,10 +13,6 @@ from tests.hosts.comfy.cases.subjects import Latent, Subject, ksampler, rms
 
 pytestmark = pytest.mark.comfyui
 
-moves_the_rest = pytest.mark.xfail(
-    strict=True, reason="a refined row's weights mix what was masked at one σ into another's"
-)
-
 
 @cache
 def _tables(dode: Pack, kind: str) -> dict[bool, Any]:
@@ -36,7 +32,7 @@ def _half_masked(subject: Subject) -> Latent:
 
 @pytest.mark.parametrize("denoise", [1.0, 0.6])
 @pytest.mark.parametrize("kind", ["eps", "flow"])
-@pytest.mark.parametrize("refined", [False, pytest.param(True, marks=moves_the_rest)])
+@pytest.mark.parametrize("refined", [False, True])
 def test_the_kept_half_is_kept(refined, kind, denoise, dode):
     subject = dode.demo(kind, side=4)
     latent = _half_masked(subject)

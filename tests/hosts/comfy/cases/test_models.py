@@ -60,10 +60,7 @@ def as_it_is(model: Any) -> Any:
     "change",
     [
         as_it_is,
-        pytest.param(
-            like_gguf,
-            marks=pytest.mark.xfail(strict=True, reason="the fingerprint reads the values of meta tensors"),
-        ),
+        like_gguf,
     ],
 )
 def test_a_model_whose_state_dict_has_no_values(change, use, dode, said):
@@ -84,7 +81,6 @@ def fail_to_be_read(model: Any) -> None:
     model.model.state_dict = no_state_dict
 
 
-@pytest.mark.xfail(strict=True, reason="the model is looked at after the last evaluation, before the save")
 def test_a_model_that_cannot_be_looked_at_costs_no_rows(dode, tables):
     """It may be refused, but first; or the table is saved with what is known."""
     subject = dode.demo(side=4)
@@ -99,7 +95,6 @@ def test_a_model_that_cannot_be_looked_at_costs_no_rows(dode, tables):
         assert dode.library.LambdaTable.load(tables / "table.safetensors").rows
 
 
-@pytest.mark.xfail(strict=True, reason="the model is looked at after the last evaluation, before the save")
 def test_the_model_is_looked_at_before_the_first_evaluation(dode, tables):
     """Whatever becomes of it meanwhile."""
     subject = dode.demo(side=4)
@@ -145,19 +140,14 @@ def table(sd15: Subject, dode: Pack) -> Any:
     return dode.distil(sd15, steps="2", scale=2, latents=2)["table"]
 
 
-taken_for_another = pytest.mark.xfail(
-    strict=True, reason="three bits of mantissa are off by more than the fingerprint allows"
-)
-
-
 @pytest.mark.parametrize(
     ("dtype", "file"),
     [
         ("float32", "fp16"),
         ("bfloat16", "fp16"),
-        pytest.param("float8_e4m3fn", "fp16", marks=taken_for_another),
-        pytest.param("float8_e5m2", "fp16", marks=taken_for_another),
-        pytest.param(None, "fp8", marks=taken_for_another),
+        ("float8_e4m3fn", "fp16"),
+        ("float8_e5m2", "fp16"),
+        (None, "fp8"),
     ],
 )
 def test_a_checkpoint_is_recognised_in_every_number_format(dtype, file, table, weights, dode, said):
@@ -184,7 +174,6 @@ def test_another_checkpoint_is_another_in_every_number_format(dtype, table, weig
 # --- a batch that is the frames of one video
 
 
-@pytest.mark.xfail(strict=True, reason="the frames of one video are taken for so many latents")
 @pytest.mark.parametrize("changes", [{}, {"micro_batch": 1}, {"micro_batch": 2}, {"latents": 16}], ids=str)
 def test_the_frames_of_one_video_are_one_latent(changes, dode):
     """Or it is refused before the first evaluation."""
@@ -215,7 +204,6 @@ def sample_with_notes(model, x, sigmas, extra_args=None, callback=None, disable=
     return x
 
 
-@pytest.mark.xfail(strict=True, reason="whatever is in model_options is taken for a hook into the guidance")
 def test_a_sampler_that_keeps_notes_in_its_options_is_offered(dode, monkeypatch):
     """It is deterministic and affine; else the README says which are not, and why."""
     import comfy.k_diffusion.sampling

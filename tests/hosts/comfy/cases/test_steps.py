@@ -28,14 +28,12 @@ def assert_serves(dode: Pack, subject: Subject, table: Any, steps: int) -> None:
     assert rms(ksampler(patched, steps=steps, scheduler="ddim_uniform"), sampled) < 1e-5
 
 
-@pytest.mark.xfail(strict=True, reason="ddim_uniform makes 7 steps of 6: the row is one of 7")
 def test_a_row_answers_to_the_number_that_was_asked_for(dode):
     subject = dode.demo()
     table = dode.distil(subject, scheduler="ddim_uniform", steps="6")["table"]
     assert_serves(dode, subject, table, 6)
 
 
-@pytest.mark.xfail(strict=True, reason="schedules that begin at different σ are refused")
 def test_schedules_may_begin_at_different_sigmas(dode):
     subject = dode.demo()
     steps = dode.inputs_of("DODE_DistillLambdas")["steps"].default
@@ -50,12 +48,12 @@ def test_schedules_may_begin_at_different_sigmas(dode):
 @pytest.mark.parametrize(
     ("denoise", "steps"),
     [
-        pytest.param(0.05, 1, marks=pytest.mark.xfail(strict=True, reason="rounds to no step at all")),
-        pytest.param(0.1, 1, marks=pytest.mark.xfail(strict=True, reason="halves go to the even number")),
+        (0.05, 1),
+        (0.1, 1),
         (0.3, 2),
-        pytest.param(0.5, 3, marks=pytest.mark.xfail(strict=True, reason="halves go to the even number")),
+        (0.5, 3),
         (0.7, 4),
-        pytest.param(0.9, 5, marks=pytest.mark.xfail(strict=True, reason="halves go to the even number")),
+        (0.9, 5),
         (1.0, 5),
         (0.0, 0),
     ],
@@ -66,7 +64,6 @@ def test_denoise_rounds_halves_up_and_to_one_step_at_least(denoise, steps, dode)
     assert max(len(sigmas) - 1, 0) == steps
 
 
-@pytest.mark.xfail(strict=True, reason="the picture comes back as it was, and nothing is said")
 @pytest.mark.parametrize("denoise", [0.05, 0.1])
 def test_a_small_denoise_moves_the_picture_and_what_it_became_is_said(denoise, dode, said):
     subject = dode.demo()
@@ -94,7 +91,6 @@ def rows_of(dode: Pack, steps: int) -> Any:
     return dode.library.LambdaTable(rows, model=table.model)
 
 
-@pytest.mark.xfail(strict=True, reason="the second takes the first's place, and nothing is said")
 def test_a_second_table_is_merged_or_said_to_replace_the_first(dode, said):
     subject = dode.demo()
     tables = {steps: rows_of(dode, steps) for steps in (5, 8)}
