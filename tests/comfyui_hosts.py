@@ -33,8 +33,8 @@ class Host:
 
     @property
     def is_of_this_python(self) -> bool:
-        """Whether it can be imported here. A link is kept: an environment's Python is a link to another one."""
-        return self.python == Path(sys.executable)
+        """Whether it can be imported here. By its folder: an environment's Python is a link to another one."""
+        return self.python.parent == Path(sys.executable).parent
 
 
 COUNTS = pytest.StashKey[dict[Host, str]]()

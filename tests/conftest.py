@@ -26,7 +26,7 @@ def comfyui(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
     try:
         return import_comfyui(HERE.checkout, tmp_path_factory.mktemp("comfyui"))
     except ImportError as error:
-        pytest.fail(f"{HERE}, cannot be imported: {error}. See tests/comfyui-requirements.txt")
+        pytest.fail(f"{HERE}, cannot be imported: {error}. See tests/comfyui-requirements.txt", pytrace=False)
 
 
 @pytest.fixture(scope="session")

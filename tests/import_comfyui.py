@@ -43,8 +43,10 @@ def _stub_torchvision_if_broken() -> None:
             warnings.simplefilter("ignore")  # its image codecs are missing
             importlib.import_module("torchvision.transforms")
     except (ImportError, RuntimeError):
-        names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional", "torchvision.ops")
-        stubs = [module_from_spec(ModuleSpec(name, None)) for name in names]
-        sys.modules.update(zip(names, stubs, strict=True))
-        stubs[0].transforms, stubs[0].ops = stubs[1], stubs[3]
-        stubs[3].roi_align = stubs[3].deform_conv2d = None  # newer ones import them by name
+        stub, transforms, functional, ops = (
+            module_from_spec(ModuleSpec(f"torchvision{name}", None))
+            for name in ("", ".transforms", ".transforms.functional", ".ops")
+        )
+        stub.transforms, transforms.functional, stub.ops = transforms, functional, ops
+        ops.roi_align = ops.deform_conv2d = None  # newer ones import them by name
+        sys.modules.update({each.__name__: each for each in (stub, transforms, functional, ops)})

@@ -35,8 +35,8 @@ class Group:
         extra_args: the model's keyword arguments for the whole group; or, where they differ from
             latent to latent, a function of the latents' indices (``[m]``, int64) within the group.
         around: what is done around every run that evaluates the model; it gives the run its arguments.
-            A model that has an attribute ``skip_evaluation`` is called ``skip_evaluation(x, sigma)`` where a run passes an
-            evaluation whose output is known.
+            Where a run passes an evaluation whose output is known, ``model.skip_evaluation(x, sigma)`` is
+            called, if the model has it.
     """
 
     model: Denoiser

@@ -136,7 +136,7 @@ def test_outputs_are_kept_no_longer_than_needed(reach, most):
 
 def test_evaluation_without_weights_is_refused():
     denoiser = DodeDenoiser(two_peaks, dode_corrections(LAMBDAS), "noise")
-    with pytest.raises(DodeError, match="more often than the 4 times"):
+    with pytest.raises(DodeError, match="more than 4 times, but there are weights for 4 evaluations"):
         ask(denoiser, states(5), (*SIGMAS, 0.1))
 
 

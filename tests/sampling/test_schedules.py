@@ -85,7 +85,7 @@ def test_sigmas_equal_comfyui(comfyui, host_samplings, name, noise):
     for steps in range(1, 21):
         host = comfyui.samplers.calculate_sigmas(host_samplings[noise], name, steps)
         if host.isnan().any():
-            with pytest.raises(DodeError, match=f"{name} cannot do 1 step$"):
+            with pytest.raises(DodeError, match=f"{name} cannot have 1 step$"):
                 make_sigmas(name, steps, NOISE_SCHEDULES[noise])
         else:
             ours = make_sigmas(name, steps, NOISE_SCHEDULES[noise])
@@ -184,8 +184,8 @@ def test_unknown_name_is_refused_with_a_suggestion():
     ("name", "steps", "message"),
     [
         ("karras", 0, "steps must be at least 1, not 0"),
-        ("kl_optimal", 1, "kl_optimal cannot do 1 step$"),
-        ("simple", 1001, "simple cannot do 1001 steps"),
+        ("kl_optimal", 1, "kl_optimal cannot have 1 step$"),
+        ("simple", 1001, "simple cannot have 1001 steps"),
     ],
 )
 def test_impossible_steps_are_refused(name, steps, message):

@@ -136,10 +136,11 @@ def by_the_library(row: LambdaRow, kind: str) -> torch.Tensor:
 
 def zero_table(model: Any, solver: str, steps: int = 8, scheduler: str = "karras") -> LambdaTable:
     """λ = 0 on the schedule of a KSampler."""
+    from dode_nodes.hosts.comfy.host_samplers import what_samplers_look_for
     from dode_nodes.hosts.comfy.job import schedule
     from dode_nodes.hosts.comfy.model_facts import model_facts
 
-    sigmas = schedule(model, solver, scheduler, steps)
-    queries = probe_student(solvers.resolve(solver), sigmas)
+    sigmas = schedule(model, solver, scheduler, steps).sigmas
+    queries = probe_student(solvers.resolve(solver), sigmas, model=what_samplers_look_for())
     row = LambdaRow(solver, sigmas.double().numpy(), queries.per_step, [0.0] * len(queries.sigmas))
     return LambdaTable([row], model=model_facts(model))

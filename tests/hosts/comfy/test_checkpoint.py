@@ -38,6 +38,7 @@ def arguments(checkpoint: Path, out: Path, *more: str) -> list[str]:
             "--steps", "3", "--latents", "4", "--scale", "1", "--out", str(out), *more]  # fmt: skip
 
 
+@pytest.mark.slow_host
 def test_as_a_program(checkpoint: Path, out: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "dode_nodes", *arguments(checkpoint, out, "--refine-budget", "0")],

@@ -15,7 +15,7 @@ import pytest
 from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.server import install_pack
 
-pytestmark = pytest.mark.comfyui
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow_host]
 
 SCRIPT = Path(__file__).parent / "host_process.py"
 EMPTY = "NODE_CLASS_MAPPINGS = {}"

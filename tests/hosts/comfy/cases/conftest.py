@@ -29,7 +29,7 @@ def tables(pack_of_cases: Pack) -> Iterator[Path]:
     import folder_paths
 
     folder = Path(folder_paths.models_dir) / "lambdas"
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
     yield folder
     shutil.rmtree(folder)
     folder_paths.filename_list_cache.pop("lambdas", None)  # it would look for the folder

@@ -11,7 +11,7 @@ import pytest
 from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.server import ComfyServer
 
-pytestmark = pytest.mark.comfyui
+pytestmark = [pytest.mark.comfyui, pytest.mark.slow_host]
 
 SECONDS = 30
 

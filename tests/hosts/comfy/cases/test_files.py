@@ -172,6 +172,7 @@ def test_tables_are_saved_where_comfyuis_default_is(sections, dode, tmp_path, mo
     assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == ["fast ssd"]
 
 
+@pytest.mark.slow_host
 def test_a_read_only_install_is_told_where_tables_can_be_saved(comfyui, tmp_path):
     """Root writes anywhere unless that right is taken from it."""
     prefix = ["setpriv", "--bounding-set=-dac_override"] if os.geteuid() == 0 else []

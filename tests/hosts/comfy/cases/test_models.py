@@ -73,6 +73,7 @@ def test_a_model_whose_state_dict_has_no_values(change, use, dode, said):
 
 def fail_to_be_read(model: Any) -> None:
     """From now on there is no state dict."""
+    model.model_size()  # ComfyUI itself has read it, for this number
 
     def no_state_dict(*args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("no state dict today")

@@ -235,6 +235,7 @@ def test_a_cancel_is_not_hidden_by_a_full_disk(make_model, dode, lambdas_folder,
 
     counted = make_model()
     dode.distil(counted, save_name="first", **REFINED)
+    monkeypatch.setattr("dode_nodes.hosts.comfy.table_files._folders_of_last_resort", list)
     monkeypatch.setattr("os.fsync", full_disk)
     model = make_model(on_call=cancel_at(counted.model.evaluated * 2 // 3))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
@@ -248,6 +249,9 @@ def full_disk(*args: Any) -> None:
 
 
 def test_a_full_disk_is_said_costs_no_rows_and_leaves_no_part(make_model, dode, lambdas_folder, monkeypatch):
+    from dode_nodes.hosts.comfy import table_files
+
+    monkeypatch.setattr(table_files, "_folders_of_last_resort", list)
     monkeypatch.setattr("os.fsync", full_disk)
     table, *_, summary = dode.distil(make_model())
     assert "No space left" in summary.splitlines()[0]
