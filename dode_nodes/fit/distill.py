@@ -131,12 +131,8 @@ class GreedyStudent:
         )
 
     def _errors(self, verdict: Verdict) -> HeldOutErrors:
-        unmeasured = [None] * (len(self.queries.per_step) - 1)
-        return HeldOutErrors(
-            len(self.latents.held_out),
-            (finite(verdict.dode[-1]), *unmeasured),
-            finite(verdict.stock[-1]),
-        )
+        held, steps = len(self.latents.held_out), len(self.queries.per_step)
+        return HeldOutErrors.of_whole(held, steps, verdict.dode[-1], verdict.stock[-1])
 
 
 def _report(fit: Fit, targets: Targets, verdict: Verdict | None) -> dict[str, Any]:

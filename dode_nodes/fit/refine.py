@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from ..errors import DodeError
-from ..sampling.denoiser import Denoiser
 from ..sampling.sample import solver_of
 from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import SETTINGS, checked, finite
@@ -231,10 +230,8 @@ class Refinement:
             return None
         by_name = {stage.name: stage.held_out_error for stage in self.stages}
         stock = by_name.get(PLAIN_SOLVER, by_name[ROW_GIVEN])  # one of them where they are the same
-        unmeasured = [None] * (self._family.row.steps - 1)
-        return HeldOutErrors(
-            len(self._targets.latents.held_out), (finite(self._least), *unmeasured), finite(stock)
-        )
+        held = len(self._targets.latents.held_out)
+        return HeldOutErrors.of_whole(held, self._family.row.steps, self._least, stock)
 
 
 def refine(
@@ -268,12 +265,8 @@ def plan_refinement(
     Raises:
         DodeError: the budget is no positive number, or pays for nothing.
     """
-    family = Family.of(row, solver_of(row, solver), _lender(teacher))
+    family = Family.of(row, solver_of(row, solver), teacher.latents.lender)
     return _plan(family, len(teacher.latents), budget, teacher.cost, _checking(teacher, family))
-
-
-def _lender(teacher: TeacherRun) -> Denoiser:
-    return teacher.latents.lender
 
 
 def _checking(teacher: TeacherRun | Targets, family: Family) -> int:

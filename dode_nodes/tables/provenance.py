@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from ..errors import DodeError
-from .gate import Facts, check_schedule, is_count, is_name, is_number, is_text, json_object, numbers
+from .gate import Facts, check_schedule, finite, is_count, is_name, is_number, is_text, json_object, numbers
 
 Part = TypeVar("Part")
 
@@ -79,6 +79,11 @@ class HeldOutErrors:
             raise DodeError("held-out errors need the number of latents they were measured on")
         if not all(is_number(value) and value >= 0 for value in values):
             raise DodeError("held-out errors must be numbers of at least 0")
+
+    @classmethod
+    def of_whole(cls, latents: int, steps: int, dode: float | None, stock: float | None) -> HeldOutErrors:
+        """Of whole runs; none from later steps was measured. An error that is not finite is not kept."""
+        return cls(latents, (finite(dode), *[None] * (steps - 1)), finite(stock))
 
     def to_json(self) -> dict[str, Any]:
         """All fields."""

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import DodeError, TableError
 from . import gate, migration, safefile
 from .gate import Facts
+from .names import SUFFIX
 from .row import LambdaRow, Match, check_features, same_arrays
 
 FORMAT = "dode-lambda-table"
@@ -187,5 +188,5 @@ def _arrays_by_row(
 
 
 def _check_suffix(path: Path) -> None:
-    if path.suffix != ".safetensors":
+    if path.suffix != SUFFIX:
         raise TableError(f"{path}: a table's file name ends in .safetensors")

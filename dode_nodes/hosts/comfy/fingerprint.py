@@ -39,10 +39,11 @@ def fingerprint(model: ModelPatcher) -> dict[str, Any]:
     large = [name for name, weight in weights.items() if weight.ndim >= 2]
     stride = max(1, len(large) // _SAMPLED_TENSORS)
     sampled = [_beneath_patches(model, name, weights[name]) for name in large[::stride][:_SAMPLED_TENSORS]]
+    read = [_read(weight) for weight in sampled]
     return {
         "layout": hashlib.sha256(layout.encode()).hexdigest()[:16],
-        "values": [_value(weight, _PLACE) for weight in sampled],
-        "more_values": [_value(weight, place) for weight in sampled for place in _MORE_PLACES],
+        "values": [first for first, *_ in read],
+        "more_values": [number for _, *more in read for number in more],
     }
 
 
@@ -51,12 +52,15 @@ def _beneath_patches(model: ModelPatcher, name: str, weight: torch.Tensor) -> to
     return kept
 
 
-def _value(weight: torch.Tensor, place: float) -> float | None:
+def _read(weight: torch.Tensor) -> list[float | None]:
+    """A weight's numbers at the places, read in one go: each look at a GPU's memory waits for it."""
+    places = [_PLACE, *_MORE_PLACES]
     try:
         flat = weight.detach().reshape(-1)
-        return float(f"{float(flat[int(len(flat) * place)]):.9g}")
+        numbers = torch.stack([flat[int(len(flat) * place)] for place in places]).float().tolist()
     except (RuntimeError, NotImplementedError):  # a meta tensor, or a class of its own
-        return None
+        return [None] * len(places)
+    return [float(f"{number:.9g}") for number in numbers]
 
 
 def same_checkpoint(a: Facts, b: Facts) -> bool | None:
