@@ -2,7 +2,7 @@
 
 For budgets of network evaluations, on one test set: the best stock sampler × schedule × ending of all that ComfyUI
 has, chosen on the test latents in its favour; the D-ODE row with greedy λ whose solver, schedule and ending were
-chosen on held-out latents; and a row refined end to end, begun with the best row on the beta schedule. RMS and
+chosen on held-out latents; and a row refined end to end, begun with the best of a race and of the rows on the beta schedule. RMS and
 median distance to the converged solution at σ = 0, Fréchet distance to the real digits, and what the fit has cost.
 """
 
@@ -99,10 +99,11 @@ def best_held_out(candidates: Sequence[Candidate], schedule: str | None = None) 
     return min(among, key=lambda c: c.row.error_from())
 
 
-def refined_row(candidate: Candidate) -> LambdaRow:
-    """The candidate, fitted end to end on the latents that its λ was fitted on."""
+def refined_row(bench: Bench, candidate: Candidate) -> LambdaRow:
+    """Fitted end to end on the latents that the candidate's λ was fitted on, from the best start of a race."""
+    make_sigmas = bench.model.make_sigmas
     with evaluations_bar(f"refining {candidate.row.nfe}") as tell:
-        return refine(candidate.targets, candidate.row, progress=tell)
+        return refine(candidate.targets, candidate.row, make_sigmas=make_sigmas, progress=tell)
 
 
 def evaluations_to_reach(error: float, stock: dict[int, float]) -> str:
@@ -121,7 +122,7 @@ def main() -> None:
         bench = prepare(kind, options.cfg, options.test_latents)
         found = greedy_rows(bench, options.fit_latents, options.budgets)
         greedy = {n: best_held_out(found[n]) for n in options.budgets}
-        refined = {n: refined_row(best_held_out(found[n], _name(*START))) for n in options.budgets}
+        refined = {n: refined_row(bench, best_held_out(found[n], _name(*START))) for n in options.budgets}
         stock: dict[int, tuple[Stock, Measured]] = {}
         for n in tqdm(options.budgets, desc="stock"):
             _, chosen, results = best_stock(bench, combinations(bench, n))
@@ -158,14 +159,16 @@ def tables(
         spent = row.report["evaluations"]["refining"]
         report = row.report["refined"]
         held_out = [f"{stage['held_out_error']:.3f}" for stage in report["stages"]]
-        costs.append((n, report["kept"], ", ".join(held_out), spent, spent / options.fit_latents))
+        raced = row.best_stock
+        named = "" if raced is None else f"{raced.sampler}, {raced.scheduler}{_name('', raced.discard_penultimate)}"
+        costs.append((n, named, row.label, report["kept"], ", ".join(held_out), spent, spent / options.fit_latents))
     print_table(
         ["evaluations", "best stock of all", "RMS", "median", "Fréchet", "greedy λ, chosen on held-out latents",
          "RMS", "median", "Fréchet", "refined RMS", "median", "Fréchet", "refined / stock",
          "stock needs, for refined's RMS"], rows,
     )  # fmt: skip
     print_table(
-        ["evaluations", "kept", "held-out error: row given, plain solver, iPNDM-3, Jacobian after Jacobian",
+        ["evaluations", "best stock of the race", "row", "kept", "held-out error, stage by stage",
          "evaluations spent on refining", "per latent"], costs,
     )  # fmt: skip
 

@@ -8,7 +8,8 @@ from .fit.distill import distill
 from .fit.latents import Group, Latents
 from .fit.pipeline import Pipeline, Recipe
 from .fit.progress import Progress
-from .fit.refine import Plan, Refinement, plan_refinement, refine
+from .fit.refine import Refinement, refine
+from .fit.scope import Plan, plan_refinement
 from .fit.teacher import Targets, Teacher, plan_teacher, run_teacher
 from .sampling.sample import sample_dode
 from .tables.row import LambdaRow, Match

@@ -8,19 +8,19 @@ import numpy as np
 import torch
 
 from ..errors import DodeError
-from ..sampling.denoiser import Denoiser, history_corrections, row_corrections
+from ..sampling.denoiser import Denoiser, history_corrections, history_weights, row_corrections
 from ..sampling.multistep import as_history
 from ..sampling.probe import probe_student
 from ..sampling.solvers import Sampler, resolve, sample_ipndm
+from ..tables.free_outputs import NONE, GaussianPrior
 from ..tables.provenance import IPNDM, PLAIN, PLAIN_SOLVER, REFINED, ROW_GIVEN, Origin
 from ..tables.row import LambdaRow
-from .levenberg_marquardt import RUNS
 from .student import (
+    REACH,
     Parameter,
     Student,
-    first_changed,
+    free_parameters,
     history_parameters,
-    jacobian_cost,
     lambda_parameters,
     sigma_parameters,
 )
@@ -34,14 +34,12 @@ class Family:
         row: the row given.
         solver: its sampler.
         starts: members to begin with, by name: the row given, its plain solver, perhaps others.
-        parameters: what is fitted.
         history: whether the members are weights over the history under Euler in noise space.
     """
 
     row: LambdaRow
     solver: Sampler
     starts: dict[str, Student]
-    parameters: list[Parameter]
     history: bool
 
     @classmethod
@@ -58,61 +56,112 @@ class Family:
             raise DodeError(f"{row.label}: the solver takes different steps here than when the row was made")
         if row.nfe < 2:
             raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
-        corrections = row_corrections(row)
-        given = Student(solver, row.prediction, row.sigmas, corrections, options)
-        plain = replace(given, corrections=np.zeros_like(corrections))
+        given = Student(solver, row.prediction, row.sigmas, row_corrections(row), options, row.free)
+        plain = _plain(row, solver)
         ipndm = replace(plain, solver=sample_ipndm, prediction="noise", options={"max_order": 3})
         members = {
             name: _as_member(student, lender)
             for name, student in ((ROW_GIVEN, given), (PLAIN_SOLVER, plain), (IPNDM, ipndm))
         }
         if members[ROW_GIVEN] is None or members[PLAIN_SOLVER] is None:
-            starts: dict[str, Student | None] = {ROW_GIVEN: given, PLAIN_SOLVER: plain}
-            fitted = lambda_parameters if row.form == "lambda" else history_parameters
-            return cls(row, solver, _distinct(starts), fitted(row.nfe), history=False)
-        parameters = history_parameters(row.nfe) + sigma_parameters(row.steps)
-        return cls(row, solver, _distinct(members), parameters, history=True)
+            return cls(row, solver, _distinct({ROW_GIVEN: given, PLAIN_SOLVER: plain}), history=False)
+        return cls(row, solver, _distinct(members), history=True)
 
     @property
     def most_starts(self) -> int:
         """For any weights that the row might have."""
         return 3 if self.history else 2
 
-    def cost(self, fitted: int, held: int, jacobians: int) -> int:
-        """Evaluations of one latent at most, for so many latents that are fitted and held out."""
-        n = self.row.nfe
-        jacobian = jacobian_cost(self.parameters, n) + RUNS * (n - first_changed(self.parameters))
-        return self.most_starts * n * (fitted + held) + jacobians * (jacobian * fitted + n * held)
+    def parameters(self, student: Student) -> list[Parameter]:
+        """What is fitted of a member."""
+        n = student.queries
+        if not self.history:
+            return (lambda_parameters if self.row.form == "lambda" else history_parameters)(n)
+        columns, levels = student.free.columns, len(student.corrections)
+        weights = [p for i in range(levels) for p in history_parameters(n, level=i, columns=columns)]
+        free: list[Parameter] = []
+        if student.free.start:  # a first step that is free is the start, as far as weights reach
+            free += free_parameters(n, 0, first=REACH if student.free.first else 0)
+        if student.free.gaussian is not None:
+            free += free_parameters(n, columns - 1)
+        return weights + free + sigma_parameters(len(student.sigmas) - 1)
 
     def row_of(self, name: str, student: Student) -> LambdaRow:
-        """A member as a row, with the report and settings of the row given."""
-        row = self.row
+        """A member as a row, with the report and settings of the row given; its errors are to be measured."""
         if name == ROW_GIVEN:
-            return row
+            return self.row
+        row = replace(self.row, errors=None)
+        plain = row.plain
         if name == PLAIN_SOLVER:
-            plain = np.zeros(row.nfe) if row.form == "lambda" else np.eye(row.nfe)
-            return replace(row, weights=plain, origin=Origin(PLAIN))
-        origin = Origin(REFINED, row.solver, row.solver_options, row.sigmas)
-        weights = student.corrections + np.eye(row.nfe)
-        if self.history:
             return replace(
-                row, solver="euler", solver_options={}, prediction="noise", form="history", weights=weights,
-                sigmas=student.sigmas, origin=origin,
+                row, solver=plain.solver, solver_options=plain.solver_options, sigmas=plain.sigmas, form="lambda",
+                evaluations=plain.evaluations, weights=plain.weights, free=NONE, origin=Origin(PLAIN),
+            )  # fmt: skip
+        origin = Origin(REFINED, plain.solver, plain.solver_options, plain.sigmas)
+        if self.history:
+            weights = history_weights(student.corrections)
+            simple = weights.shape[0] == 1 and not student.free.columns
+            return replace(
+                row, solver="euler", solver_options={}, prediction="noise", form="history",
+                weights=weights[0] if simple else weights, sigmas=student.sigmas,
+                evaluations=(1,) * student.queries, free=student.free, origin=origin,
             )  # fmt: skip
         if row.form == "lambda":
-            weights = np.diag(student.corrections)
-        return replace(row, weights=weights, origin=origin)
+            return replace(row, weights=np.diag(student.corrections), origin=origin)
+        return replace(row, weights=history_weights(student.corrections), origin=origin)
+
+
+def in_bands(student: Student, bands: int) -> Student:
+    """The same, with weights for so many bands of spatial frequency."""
+    missing = bands - len(student.corrections)
+    if missing <= 0:
+        return student
+    return replace(student, corrections=np.pad(student.corrections, ((0, missing), (0, 0), (0, 0))))
+
+
+def with_start(student: Student) -> Student:
+    """The same, with the state that a run begins with at hand."""
+    if student.free.start:
+        return student
+    corrections = np.insert(student.corrections, 0, 0, axis=2)
+    return replace(student, corrections=corrections, free=replace(student.free, start=True))
+
+
+def with_gaussian(student: Student, prior: GaussianPrior) -> Student:
+    """The same, with the output of a Gaussian denoiser at hand; a first step that is free takes it at once."""
+    if student.free.gaussian is not None:
+        return student
+    corrections = np.insert(student.corrections, student.free.columns, 0, axis=2)
+    return replace(student, corrections=corrections, free=replace(student.free, gaussian=prior))
+
+
+def _plain(row: LambdaRow, solver: Sampler) -> Student:
+    """What a row is measured against, as a student."""
+    plain = row.plain
+    own = plain.solver == row.solver
+    if plain.is_callable and not own:  # a function of somebody's own, which is not at hand
+        plain = replace(
+            row, weights=np.zeros(sum(row.evaluations)), form="lambda", origin=Origin(PLAIN), free=NONE
+        )
+        own = True
+    sampler = solver if own else resolve(plain.solver)
+    return Student(
+        sampler, plain.prediction, plain.sigmas, row_corrections(plain), dict(plain.solver_options)
+    )
 
 
 def _as_member(student: Student, lender: Denoiser | None) -> Student | None:
     """The student as weights over the history under Euler in noise space; None where it is no such thing."""
+    if student.corrections.ndim == 3:
+        return student
     weights = as_history(
         student.solver, student.sigmas, student.corrections, student.prediction, options=student.options, model=lender
     )  # fmt: skip
     if weights is None:
         return None
     return replace(
-        student, solver=resolve("euler"), prediction="noise", options={}, corrections=history_corrections(weights)
+        student, solver=resolve("euler"), prediction="noise", options={},
+        corrections=history_corrections(weights[None]),
     )  # fmt: skip
 
 
@@ -120,8 +169,15 @@ def _distinct(members: dict[str, Student | None]) -> dict[str, Student]:
     """Each student once, under its first name: where all λ are 0, the row given is the plain solver."""
     kept: dict[str, Student] = {}
     for name, student in members.items():
-        if student is not None and not any(
-            np.allclose(student.corrections, other.corrections, rtol=0, atol=1e-9) for other in kept.values()
-        ):
+        if student is not None and not any(same_student(student, other) for other in kept.values()):
             kept[name] = student
     return kept
+
+
+def same_student(a: Student, b: Student) -> bool:
+    """Whether two members take the same steps."""
+    return (
+        (a.free.requires, a.corrections.shape) == (b.free.requires, b.corrections.shape)
+        and np.allclose(a.sigmas, b.sigmas, rtol=1e-6, atol=0)
+        and np.allclose(a.corrections, b.corrections, rtol=0, atol=1e-9)
+    )

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFinite
-from ..sampling.denoiser import DodeDenoiser, row_corrections
+from ..sampling.denoiser import DodeDenoiser
 from ..sampling.probe import Queries
+from ..sampling.sample import corrected
 from ..sampling.solvers import Sampler
 from ..tables.gate import finite
 from ..tables.provenance import HeldOutErrors
@@ -197,13 +198,10 @@ def _error_from(
     for batch in batches:
         denoiser = evaluator.on(batch, "later starts")
         state = targets.of(batch, sigma).to(batch.x.device)
-        corrected = DodeDenoiser(
-            denoiser, row_corrections(row), row.prediction, first=row.first_evaluation(step)
-        )
         try:
             if approach is not None:
                 state = approach(denoiser, replace(batch, x=state))
-            end = run(corrected, replace(batch, x=state))
+            end = run(corrected(denoiser, row, step), replace(batch, x=state))
             squares.append(mean_squares(end.cpu() - targets.of(batch, 0.0)))
         except NotFinite:  # half precision may not stand it: no reason to lose the row
             squares.append(torch.full((len(state),), math.inf, dtype=torch.float64))

@@ -2,7 +2,10 @@
 
 Let x_b(θ) be the student's last state from latent b, for numbers θ, and x*_b the teacher's. Minimise
 
-    F(θ) = Σ_b ‖r_b‖²,    r_b = (x_b(θ) − x*_b)/√d.
+    F(θ) = Σ_b ρ(‖r_b‖),    r_b = (x_b(θ) − x*_b)/√d.
+
+ρ is Huber's: the square, and beyond δ a straight line, so that a few latents that end as another picture cannot
+bend the fit. It is minimised by reweighting: each latent counts min(1, δ/‖r_b‖) in the normal equations.
 
 The Jacobian is computed by forward differences and needs no more memory than sampling. Broyden's update keeps it
 up to date from step to step, and costs no evaluation. Latents come in micro-batches and may be spread over the
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from ..errors import NotFinite
 from .evaluator import Evaluator
-from .latents import MicroBatch
+from .latents import MicroBatch, in_order
 from .ranks import sum_over_ranks
 from .student import InOwnPrecision, Outputs, Parameter, Student, first_changed, moved
 from .teacher import Targets
@@ -37,6 +40,7 @@ _MOST_DAMPING = 1e30
 _LONGEST_STEP = 5.0  # of any number
 _SLIGHT_STEP = 0.003  # of the error, by a step that is not worth another one
 _SLIGHT_GAIN = 0.01  # of the error, by a Jacobian that is not worth another one
+_OUTLYING = 2.0  # times the median distance
 _SKETCH = 4096
 
 
@@ -48,20 +52,37 @@ class Played:
         student: who ran.
         outputs: the network's, per micro-batch of this rank.
         residuals: r_b, per micro-batch ``[m, d]``, float64 on the CPU.
-        squared_error: F, over the latents of all ranks; infinite where the run did not end in finite numbers.
-        latents: how many those are.
+        distances: ‖r_b‖ of the latents of all ranks, in their order; infinite where the run did not end in finite
+            numbers.
     """
 
     student: Student
     outputs: list[Outputs]
     residuals: list[Tensor]
-    squared_error: float
-    latents: int
+    distances: np.ndarray
 
     @property
     def error(self) -> float:
         """RMS distance to the teacher's end; NaN without latents."""
-        return math.sqrt(self.squared_error / self.latents) if self.latents else math.nan
+        return float(np.sqrt(np.square(self.distances).mean())) if len(self.distances) else math.nan
+
+    @property
+    def outlying(self) -> float:
+        """Huber's δ: what is farther than this is not taken at its square."""
+        return _OUTLYING * float(np.median(self.distances)) or math.inf
+
+    def objective(self, outlying: float) -> float:
+        """F, for a δ."""
+        near = np.minimum(self.distances, outlying)
+        return float((near * (2 * self.distances - near)).sum())
+
+
+def geometric_mean(distances: np.ndarray) -> float:
+    """Of distances, of which a few that are large do not decide; infinite where one is, NaN of none."""
+    if not len(distances):
+        return math.nan
+    with np.errstate(divide="ignore"):
+        return float(np.exp(np.log(distances).mean()))
 
 
 class LeastSquaresProblem:
@@ -72,11 +93,15 @@ class LeastSquaresProblem:
         only: the latents' numbers.
         evaluator: what the network is evaluated through.
         stage: what for.
+
+    Attributes:
+        numbers: theirs, on all ranks.
     """
 
     def __init__(self, targets: Targets, only: Sequence[int], evaluator: Evaluator, stage: str) -> None:
         self._targets = targets
         self._batches = targets.latents.batches(only)
+        self.numbers = list(only)
         self._evaluator = evaluator
         self._stage = stage
 
@@ -89,17 +114,19 @@ class LeastSquaresProblem:
         """
         known: list[Outputs] = [()] * len(self._batches)
         if like is not None:
-            known = [outputs[:until] for outputs in like.outputs]
+            known = [outputs[: student.made_before(until)] for outputs in like.outputs]
         runs = [self._run(*both, student) for both in zip(self._batches, known, strict=True)]
         residuals = [residuals for residuals, _ in runs]
-        return _played(student, [outputs for _, outputs in runs], residuals)
+        distances = in_order(self._batches, [part.square().sum(1).sqrt() for part in residuals]).numpy()
+        finite = np.where(np.isfinite(distances), distances, math.inf)
+        return Played(student, [outputs for _, outputs in runs], residuals, finite)
 
     def trial(self, student: Student, like: Played | None = None, until: int = 0) -> Played:
         """A run; its error is infinite where the network's answer is not finite, as in half precision it may be."""
         try:
             return self.run(student, like, until)
         except NotFinite:
-            return _played(student, [], [torch.full((1, 1), math.inf)])
+            return Played(student, [], [], np.full(len(self.numbers), math.inf))
 
     def jacobian(self, played: Played, parameters: Sequence[Parameter]) -> Jacobian:
         """By forward differences; evaluations that a parameter leaves as they were are not made again."""
@@ -108,7 +135,7 @@ class LeastSquaresProblem:
             columns = []
             for parameter in parameters:
                 student = parameter.move(played.student, parameter.step)
-                there, _ = self._run(batch, outputs[: parameter.first], student)
+                there, _ = self._run(batch, outputs[: student.made_before(parameter.first)], student)
                 columns.append(count_sketch((there - residuals) / parameter.step).float())
             parts.append(torch.stack(columns, dim=1))
         return Jacobian(parts, len(parameters))
@@ -125,13 +152,6 @@ class LeastSquaresProblem:
         return residuals / math.sqrt(residuals.shape[1]), outputs
 
 
-def _played(student: Student, outputs: list[Outputs], residuals: list[Tensor]) -> Played:
-    mine = [sum(float(part.square().sum()) for part in residuals), sum(map(len, residuals))]
-    squared_error, latents = sum_over_ranks(np.array(mine, dtype=np.float64))
-    finite = float(squared_error) if math.isfinite(squared_error) else math.inf
-    return Played(student, outputs, residuals, finite, int(latents))
-
-
 class Jacobian:
     """J_b = ∂r_b/∂θ of all latents: per micro-batch of this rank ``[m, P, q]``, float32 on the CPU.
 
@@ -142,14 +162,17 @@ class Jacobian:
         self._parts = parts
         self._parameters = parameters
 
-    def normal_equations(self, residuals: Sequence[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-        """Σ_b J_bᵀJ_b, ``[P, P]``, and Σ_b J_bᵀr_b, ``[P]``, over the latents of all ranks."""
+    def normal_equations(
+        self, residuals: Sequence[Tensor], outlying: float = math.inf
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Σ_b w_b J_bᵀJ_b, ``[P, P]``, and Σ_b w_b J_bᵀr_b, ``[P]``, over the latents of all ranks."""
         gram = torch.zeros(self._parameters, self._parameters, dtype=torch.float64)
         right = torch.zeros(self._parameters, dtype=torch.float64)
         for part, rs in zip(self._parts, residuals, strict=True):
-            for jacobian, r in zip(part.double(), count_sketch(rs), strict=True):
-                gram += jacobian @ jacobian.T
-                right += jacobian @ r
+            weights = (outlying / rs.square().sum(1).sqrt()).clamp(max=1)
+            for w, jacobian, r in zip(weights, part.double(), count_sketch(rs), strict=True):
+                gram += w * (jacobian @ jacobian.T)
+                right += w * (jacobian @ r)
         return sum_over_ranks(gram.numpy()), sum_over_ranks(right.numpy())
 
     def broyden_update(self, before: Played, after: Played, step: np.ndarray, metric: np.ndarray) -> None:
@@ -200,10 +223,10 @@ def levenberg_marquardt(
     """
     played, damping = start, _DAMPING
     for _ in range(jacobians):
-        before = played.error
+        before, outlying = played.objective(played.outlying), played.outlying
         played, damping = _steps(problem, played, parameters, damping)
         yield played
-        if not played.error < before * (1 - _SLIGHT_GAIN):
+        if not played.objective(outlying) < before * (1 - _SLIGHT_GAIN) ** 2:
             return
 
 
@@ -212,9 +235,9 @@ def _steps(
 ) -> tuple[Played, float]:
     """The steps that one Jacobian is good for: the best run, and the damping that has served."""
     jacobian = problem.jacobian(played, parameters)
-    unchanged = first_changed(parameters)
+    unchanged, outlying = first_changed(parameters), played.outlying
     for _ in range(RUNS):
-        gram, right = jacobian.normal_equations(played.residuals)
+        gram, right = jacobian.normal_equations(played.residuals, outlying)
         metric = np.maximum(np.diag(gram), 1e-9 * np.diag(gram).max(initial=0))
         if not metric.any() or not right.any():  # nothing moves the end, or nothing is left to gain
             break
@@ -223,7 +246,7 @@ def _steps(
             break
         step, damping = damped
         trial = problem.trial(moved(played.student, parameters, step.tolist()), played, unchanged)
-        now, then = played.squared_error, trial.squared_error
+        now, then = played.objective(outlying), trial.objective(outlying)
         if math.isfinite(then):
             jacobian.broyden_update(played, trial, step, metric)
         if not then < now:
@@ -232,7 +255,7 @@ def _steps(
         predicted = now + 2 * right @ step + step @ gram @ step
         if now - then > (now - predicted) / 2:
             damping = max(damping / _DAMPING_FACTOR, _LEAST_DAMPING)
-        gain, played = 1 - trial.error / played.error, trial
+        gain, played = 1 - math.sqrt(then / now), trial
         if gain < _SLIGHT_STEP:
             break
     return played, damping

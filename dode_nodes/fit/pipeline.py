@@ -21,7 +21,9 @@ from .distill import GreedyStudent
 from .held_out import later_starts_cost, with_later_starts
 from .latents import Latents
 from .progress import Progress, Tell
-from .refine import Plan, Refinement, plan_refinement
+from .race import MakeSigmas
+from .refine import Refinement
+from .scope import Plan, plan_refinement
 from .teacher import Targets, Teacher, plan_teacher
 
 
@@ -36,6 +38,7 @@ class Recipe:
         refine_budget: evaluations that refining all rows may cost, as a multiple of the teacher's; 0 for none,
             infinity for as much as pays.
         settings: facts to keep in the rows.
+        make_sigmas: the host's schedules, among which a refinement looks for a start; None for those given alone.
 
     Raises:
         DodeError: one of them is invalid.
@@ -46,6 +49,7 @@ class Recipe:
     teacher: Teacher = field(default_factory=Teacher)
     refine_budget: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    make_sigmas: MakeSigmas | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solvers", tuple(self.solvers))
@@ -177,7 +181,9 @@ class Pipeline:
 
     def _refine(self, row: LambdaRow, student: GreedyStudent, budget: float, progress: Progress) -> None:
         assert self.targets is not None  # noqa: S101  # the teacher has run
-        refinement = Refinement(self.targets, row, solver=_own(student), budget=budget)
+        refinement = Refinement(
+            self.targets, row, solver=_own(student), budget=budget, make_sigmas=self._recipe.make_sigmas
+        )
         try:
             refined = refinement.run(progress)
         except BaseException:
@@ -222,7 +228,10 @@ class Pipeline:
                 evaluations=student.queries.per_step,
                 weights=np.zeros(len(student.queries.sigmas)),
             )
-            plans.append(plan_refinement(self._teacher, row, budget, solver=_own(student)))
+            make_sigmas = self._recipe.make_sigmas
+            plans.append(
+                plan_refinement(self._teacher, row, budget, solver=_own(student), make_sigmas=make_sigmas)
+            )
         return max(plans, key=lambda plan: plan.evaluations)
 
 

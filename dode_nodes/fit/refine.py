@@ -12,29 +12,33 @@ decide which result is kept.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+
 from ..errors import DodeError
+from ..sampling.free_outputs import fitted_prior
 from ..sampling.sample import solver_of
 from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import SETTINGS, checked, finite
-from ..tables.provenance import PLAIN_SOLVER, ROW_GIVEN, HeldOutErrors
+from ..tables.provenance import PLAIN_SOLVER, ROW_GIVEN, HeldOutErrors, StockSetting
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
-from .family import Family
-from .held_out import later_starts_cost, with_later_starts
-from .latents import held_out_count
-from .levenberg_marquardt import LeastSquaresProblem, Played, levenberg_marquardt
+from .family import in_bands, with_gaussian, with_start
+from .held_out import with_later_starts
+from .levenberg_marquardt import LeastSquaresProblem, Played, geometric_mean, levenberg_marquardt
 from .progress import Progress, Tell
+from .race import Entrant, MakeSigmas, race
+from .scope import BANDS, LEADERS, WIDE_JACOBIANS, Scope
 from .student import Student
-from .teacher import Targets, TeacherRun
+from .teacher import Targets
 
-JACOBIANS = 4
-"""At most; on latents outside of the fit more were no better."""
-FEW_LATENTS = 8
-"""A budget pays for all Jacobians on so many latents before it pays for more latents."""
+_HARM = 1.1  # of the distance on latents outside of the fit, that is noise
+_PAYS = 0.02  # of the distance, by which a wider family must be nearer to be kept
 
 
 class Stage(NamedTuple):
@@ -43,45 +47,27 @@ class Stage(NamedTuple):
     Attributes:
         name: what it was: one to begin with, or the one after a Jacobian.
         fitted_error, held_out_error: its RMS distance to the teacher at the end; NaN without latents.
+        distance: the geometric mean over both; the choice is made by it, for a few latents cannot decide it.
         evaluations: of one latent each, spent on the refinement by then.
     """
 
     name: str
     fitted_error: float
     held_out_error: float
+    distance: float
     evaluations: int
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a refinement may come to.
-
-    Attributes:
-        fitted: latents that are fitted.
-        jacobians: at most.
-        fitting: evaluations of one latent each, at most: what a budget is compared with.
-        checking: those of runs from later steps, at most.
-    """
-
-    fitted: int
-    jacobians: int
-    fitting: int
-    checking: int
-
-    @property
-    def evaluations(self) -> int:
-        """All of them, at most."""
-        return self.fitting + self.checking
 
 
 class Refinement:
     """Fits a row's numbers to the teacher's last state, by Levenberg–Marquardt without backpropagation.
 
-    A row of a single-stage linear multistep solver (euler, dpmpp_2m, ipndm, …) becomes weights over the
-    history of outputs on a schedule of its own, sampled with euler; the fit begins with the row itself, or
-    with its plain solver or iPNDM-3 if that is nearer. Any other row keeps its solver and schedule, and its
-    λ or weights are refined. Evaluations per picture stay as they are. On the latents held out of the fit,
-    ``best`` is no further from the teacher than the row that was given and its plain solver.
+    A row of a single-stage linear multistep solver (euler, dpmpp_2m, ipndm, …) becomes weights over the history of
+    outputs on a schedule of its own, sampled with euler. The fit begins with the row itself, its plain solver, iPNDM-3
+    or, where the host's schedules are known, the best of a race over solvers, schedules and endings, with the first
+    step free or not (``race``). Then the family is widened where that pays: by weights per band of spatial frequency
+    (``bands``) and a Gaussian denoiser (``free_outputs``). Any other row keeps its solver and schedule, and its λ or
+    weights are refined. Evaluations per picture stay as they are. By the geometric mean of its distances on all
+    latents, ``best`` is no further from the teacher than the row that was given and its plain solver.
 
     It can be ended at any time, by an exception from ``progress`` or by leaving the loop over ``stage_by_stage``,
     and asked at any time.
@@ -91,9 +77,9 @@ class Refinement:
             marked as not checked.
         row: what to start from, as ``distill`` makes it.
         solver: the sampler itself, where the row was distilled on a callable.
-        budget: evaluations that the fit may cost, as a multiple of the teacher's; latents and Jacobians
-            follow from it. Runs from later steps come on top. None for all latents and as many Jacobians
-            as pay.
+        budget: evaluations that the fit may cost, as a multiple of the teacher's; latents, Jacobians and what else is
+            tried follow from it. Runs from later steps come on top. None for all latents and all that pays.
+        make_sigmas: the host's schedules, for the race; None for no race.
         settings: facts to add to the row's.
 
     Raises:
@@ -112,15 +98,15 @@ class Refinement:
         *,
         solver: str | Sampler | None = None,
         budget: float | None = None,
+        make_sigmas: MakeSigmas | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self._targets = targets
-        self._family = Family.of(row, solver_of(row, solver), targets.latents.lender)
+        self._scope = Scope.of(row, solver_of(row, solver), make_sigmas, targets)
+        self._family = self._scope.family
         self._settings = dict(row.settings) | dict(checked(settings or {}, SETTINGS, "settings"))
         targets.check([float(row.sigmas[0]), 0.0])
-        self.plan = _plan(
-            self._family, len(targets.latents), budget, targets.evaluations, _checking(targets, self._family)
-        )
+        self.plan = self._scope.plan(budget, targets.evaluations)
         self._checked = bool(targets.latents.held_out)
         self._begin()
 
@@ -128,6 +114,8 @@ class Refinement:
         self.stages: list[Stage] = []
         self._kept: tuple[str, Student] = (ROW_GIVEN, self._family.starts[ROW_GIVEN])
         self._least = math.inf
+        self._kept_unseen = self._most_unseen = math.inf
+        self._best_stock: StockSetting | None = None
         self._finished: LambdaRow | None = None
 
     def run(self, progress: Progress | Tell | None = None) -> LambdaRow:
@@ -153,40 +141,107 @@ class Refinement:
     def stage_by_stage(self, progress: Progress | Tell | None = None) -> Iterator[Stage]:
         """The same, but for the later starts, one stage at a time: the starts, then a stage per Jacobian."""
         self._begin()
-        latents = self._targets.latents
-        fitted, held = latents.fitted[: self.plan.fitted], latents.held_out
         with Progress.of(progress, self.plan.fitting) as work:
-            evaluator = Evaluator(work)
-            fit = LeastSquaresProblem(self._targets, fitted, evaluator, "refining")
-            check = LeastSquaresProblem(self._targets, held, evaluator, "refining")
-            for name, played in self._members(fit):
-                held_out_error = check.trial(played.student).error
-                stage = Stage(name, played.error, held_out_error, evaluator.spent())
-                self._consider(stage, played.student)
-                yield stage
+            self._evaluator = Evaluator(work)
+            self._fit = self._on(self._targets.latents.fitted[: self.plan.fitted])
+            self._check = self._on(self._targets.latents.held_out)
+            for name, played in self._members():
+                yield self._consider(name, played)
             self._finished = self._as_row(interrupted=False)
 
-    def _members(self, fit: LeastSquaresProblem) -> Iterator[tuple[str, Played]]:
-        """The students that the fit begins with, and what becomes of the best of them."""
-        begun = []
-        for name, student in self._family.starts.items():
-            begun.append(fit.trial(student))
-            yield name, begun[-1]
-        start = min(begun, key=lambda played: played.squared_error)
-        if not math.isfinite(start.squared_error):
+    def _on(self, numbers: Sequence[int]) -> LeastSquaresProblem:
+        """The problem of running some of the latents."""
+        return LeastSquaresProblem(self._targets, numbers, self._evaluator, "refining")
+
+    def _members(self) -> Iterator[tuple[str, Played]]:
+        """The students that are tried; what is yielded has been considered when this goes on."""
+        begun: list[tuple[str, Played]] = []
+        for name, student in self._starts():
+            begun.append((name, self._fit.trial(student)))
+            yield begun[-1]
+        by_distance = {stage.name: stage.distance for stage in self.stages}
+        begun.sort(key=lambda start: by_distance[start[0]])
+        if not math.isfinite(begun[0][1].error):
             raise DodeError(
                 f"{self._family.row.label}: this row and its plain solver both return NaN or infinite values on these "
                 "latents. If the model runs in half precision, try fp32 or bf16"
             )
-        descent = levenberg_marquardt(fit, start, self._family.parameters, self.plan.jacobians)
-        for i, played in enumerate(descent):
-            yield f"Jacobian {i + 1}", played
+        leaders = [start for start in begun[: self._leaders] if math.isfinite(start[1].error)]
+        yield from self._descend(leaders)
+        if self.plan.widened:
+            yield from self._widen()
 
-    def _consider(self, stage: Stage, student: Student) -> None:
+    def _starts(self) -> Iterator[tuple[str, Student]]:
+        """Those of the family, and the race's best."""
+        yield from self._family.starts.items()
+        for entrant in race(self._scope.runners, self._fit.numbers, self._on):
+            yield entrant.name, entrant.student
+            self._note_stock(entrant)
+
+    def _note_stock(self, entrant: Entrant) -> None:
+        """The best stock setting, by the error that its stage has shown."""
+        error = self._shown(self.stages[-1])
+        least = math.inf if self._best_stock is None else self._best_stock.error
+        if entrant.is_stock and error < least:
+            self._best_stock = entrant.setting(error, len(self._targets.latents.held_out) or self.plan.fitted)
+
+    @property
+    def _leaders(self) -> int:
+        return LEADERS if self._scope.runners else 1
+
+    def _descend(self, leaders: Sequence[tuple[str, Played]]) -> Iterator[tuple[str, Played]]:
+        """Each one Jacobian, then the one that is nearest all the others."""
+        descents: list[tuple[float, int, str, Iterator[Played]]] = []
+        for name, start in leaders:
+            parameters = self._family.parameters(start.student)
+            descent = levenberg_marquardt(self._fit, start, parameters, self.plan.jacobians)
+            of = "" if len(leaders) == 1 else f" of {name}"
+            if (first := next(descent, None)) is not None:
+                yield f"Jacobian 1{of}", first
+                descents.append((self.stages[-1].distance, len(descents), of, descent))
+        if descents:
+            _, _, of, descent = min(descents)
+            for i, played in enumerate(descent):
+                yield f"Jacobian {i + 2}{of}", played
+
+    def _widen(self) -> Iterator[tuple[str, Played]]:
+        """One part after the other, each from the best there is."""
+        ends = _picture_like(self._targets, self._fit.numbers)
+        parts: list[tuple[str, Callable[[Student], Student]]] = [("with the start", with_start)]
+        if ends is not None:
+            parts.append(("in bands", partial(in_bands, bands=BANDS)))
+            parts.append(("with a Gaussian denoiser", partial(with_gaussian, prior=fitted_prior(ends))))
+        for what, widened in parts:
+            student = widened(self._kept[1])
+            if student is self._kept[1]:  # a row given that has it already
+                continue
+            parameters = self._family.parameters(student)
+            start = self._fit.trial(student)
+            if not math.isfinite(start.error):
+                continue
+            descent = levenberg_marquardt(self._fit, start, parameters, WIDE_JACOBIANS)
+            for i, played in enumerate(descent):
+                yield f"{what}, Jacobian {i + 1}", played
+
+    def _consider(self, name: str, played: Played) -> Stage:
+        """Note a student, and keep it if it is nearer; a wider one only if that pays outside of the fit, too."""
+        checked_on = self._check.trial(played.student)
+        distances = np.concatenate([played.distances, checked_on.distances])
+        spent = self._evaluator.spent()
+        stage = Stage(name, played.error, checked_on.error, geometric_mean(distances), spent)
         self.stages.append(stage)
-        error = stage.held_out_error if self._checked else stage.fitted_error
-        if error < self._least:
-            self._kept, self._least = (stage.name, student), error
+        unseen = geometric_mean(checked_on.distances) if self._checked else 0.0
+        if name in (ROW_GIVEN, PLAIN_SOLVER):
+            self._most_unseen = min(self._most_unseen, _HARM * unseen)
+        wider = _width(played.student) > _width(self._kept[1])
+        needed, most = (1 - _PAYS, self._kept_unseen) if wider else (1.0, self._most_unseen)
+        if stage.distance < self._least * needed and unseen <= most:
+            self._kept, self._least, self._kept_unseen = (name, played.student), stage.distance, unseen
+        return stage
+
+    def _shown(self, stage: Stage) -> float:
+        """The error to tell people: on latents outside of the fit, if there are any."""
+        return stage.held_out_error if self._checked else stage.fitted_error
 
     @property
     def best(self) -> LambdaRow:
@@ -204,6 +259,7 @@ class Refinement:
                 "stage": stage.name,
                 "fitted_error": finite(stage.fitted_error),
                 "held_out_error": finite(stage.held_out_error),
+                "distance": finite(stage.distance),
                 "evaluations": stage.evaluations,
             }
             for stage in self.stages
@@ -212,6 +268,7 @@ class Refinement:
         spent = dict(row.report.get("evaluations", {}))
         spent["refining"] = spent.get("refining", 0) + (self.stages[-1].evaluations if self.stages else 0)
         report = dict(row.report) | {"refined": refined, "evaluations": spent}
+        row = replace(row, best_stock=self._best_stock or row.best_stock)
         if name == ROW_GIVEN:
             return replace(row, settings=self._settings, report=report)
         for of_the_row_given in ("after_steps", "shrunk_to", "lambda_standard_error", "undetermined"):
@@ -222,16 +279,16 @@ class Refinement:
             "checked": self._checked,
             "teacher_error": self._targets.own_error,
         }
-        return replace(row, settings=self._settings, report=report, errors=self._errors())
+        return replace(row, settings=self._settings, report=report, errors=self._errors(row))
 
-    def _errors(self) -> HeldOutErrors | None:
+    def _errors(self, row: LambdaRow) -> HeldOutErrors | None:
         """At the end alone: on the way there a refined student need not be near the teacher."""
         if not self._checked:
             return None
         by_name = {stage.name: stage.held_out_error for stage in self.stages}
         stock = by_name.get(PLAIN_SOLVER, by_name[ROW_GIVEN])  # one of them where they are the same
         held = len(self._targets.latents.held_out)
-        return HeldOutErrors.of_whole(held, self._family.row.steps, self._least, stock)
+        return HeldOutErrors.of_whole(held, row.steps, by_name[self._kept[0]], stock)
 
 
 def refine(
@@ -240,6 +297,7 @@ def refine(
     *,
     solver: str | Sampler | None = None,
     budget: float | None = None,
+    make_sigmas: MakeSigmas | None = None,
     settings: Mapping[str, Any] | None = None,
     progress: Progress | Tell | None = None,
 ) -> LambdaRow:
@@ -248,64 +306,21 @@ def refine(
     Under ``torchrun``, once a process group is set up, every rank makes this call with the same latents and
     gets the same row; the micro-batches are shared out.
     """
-    return Refinement(targets, row, solver=solver, budget=budget, settings=settings).run(progress)
-
-
-def plan_refinement(
-    teacher: TeacherRun, row: LambdaRow, budget: float | None = None, *, solver: str | Sampler | None = None
-) -> Plan:
-    """What ``refine`` will do, to be told before the teacher runs.
-
-    Args:
-        teacher: the run whose targets it will have (``plan_teacher``).
-        row: what it is to start from; of its weights nothing but their number matters.
-        budget: as ``refine`` takes it.
-        solver: the sampler itself, where the row was distilled on a callable.
-
-    Raises:
-        DodeError: the budget is no positive number, or pays for nothing.
-    """
-    family = Family.of(row, solver_of(row, solver), teacher.latents.lender)
-    return _plan(family, len(teacher.latents), budget, teacher.cost, _checking(teacher, family))
-
-
-def _checking(teacher: TeacherRun | Targets, family: Family) -> int:
-    """What runs from the later steps take at most. A refined σ is mostly not one that the teacher stopped at."""
-    approach = teacher.approach_cost if family.history else 0
-    return later_starts_cost(teacher.latents, family.row.evaluations, approach=approach)
-
-
-def _plan(
-    family: Family, latents: int, budget: float | None, teacher_evaluations: int, checking: int
-) -> Plan:
-    """All latents and Jacobians, or what the budget pays for.
-
-    Raises:
-        DodeError: it pays for no Jacobian on one latent, or is no number.
-    """
-    if budget is not None and not budget > 0:
-        raise DodeError(f"budget must be a positive multiple of the teacher's cost, not {budget}")
-    held = held_out_count(latents)
-    plans = [
-        Plan(fitted, jacobians, family.cost(fitted, held, jacobians), checking)
-        for fitted, jacobians in _preferred(latents - held)
-    ]
-    if budget is None:
-        return plans[0]
-    for plan in plans:
-        if plan.fitting <= budget * teacher_evaluations:
-            return plan
-    raise DodeError(
-        f"a budget of {budget:g} is too small: refining {family.row.label} takes at least "
-        f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
+    refinement = Refinement(
+        targets, row, solver=solver, budget=budget, make_sigmas=make_sigmas, settings=settings
     )
+    return refinement.run(progress)
 
 
-def _preferred(latents: int) -> list[tuple[int, int]]:
-    """(fitted latents, Jacobians), the most wanted first."""
-    few = min(FEW_LATENTS, latents)
-    return [
-        *((fitted, JACOBIANS) for fitted in range(latents, few - 1, -1)),
-        *((few, jacobians) for jacobians in range(JACOBIANS - 1, 0, -1)),
-        *((fitted, 1) for fitted in range(few - 1, 0, -1)),
-    ]
+def _width(student: Student) -> int:
+    """How many kinds of weights a member has."""
+    return len(student.corrections) + student.free.columns if student.corrections.ndim == 3 else 1
+
+
+def _picture_like(targets: Targets, numbers: Sequence[int]) -> torch.Tensor | None:
+    """The fitted latents' ends, ``[B, C, *spatial]``; None where groups differ in shape, or are no pictures."""
+    ends = targets.ends
+    packed = ends[0].ndim == 3 and ends[0].shape[1] == 1  # several latents in a row: neighbours mean nothing
+    if len({end.shape[1:] for end in ends}) > 1 or ends[0].ndim < 3 or packed:
+        return None
+    return torch.cat([end.double() for end in ends])[sorted(numbers)]

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..sampling.denoiser import Denoiser, DenoiserProxy, DodeDenoiser
+from ..sampling.denoiser import Denoiser, DenoiserProxy, DodeDenoiser, history_corrections, history_weights
 from ..sampling.solvers import Sampler
+from ..sigmas import is_flow
+from ..tables.free_outputs import NONE, FreeOutputs
 from .latents import MicroBatch
 from .runs import Run, Tape
 
@@ -30,7 +32,9 @@ class Student:
         solver: the sampler; options are its keyword arguments.
         prediction: what an output is, ``"noise"`` or ``"data"``.
         sigmas: the schedule, ``[N + 1]``, descending to 0.
-        corrections: the triangle c, ``[E, E]``.
+        corrections: the triangle c, ``[E, E]``, or one per low pass with columns for free outputs,
+            ``[P, E, F + E]``.
+        free: outputs that cost no evaluation.
     """
 
     solver: Sampler
@@ -38,11 +42,21 @@ class Student:
     sigmas: np.ndarray
     corrections: np.ndarray
     options: Mapping[str, Any] = field(default_factory=dict)
+    free: FreeOutputs = NONE
+
+    @property
+    def queries(self) -> int:
+        """Evaluations that the sampler asks for, E."""
+        return int(self.corrections.shape[-2])
 
     @property
     def evaluations(self) -> int:
-        """Of the network, per latent."""
-        return len(self.corrections)
+        """Of the network, per latent: the first that is asked for may be free."""
+        return self.made_before(self.queries)
+
+    def made_before(self, query: int) -> int:
+        """How often the network has been evaluated when the sampler asks for evaluation ``query``."""
+        return max(query - self.free.first, 0)
 
     def run(self, model: Denoiser, batch: MicroBatch, played: Outputs = ()) -> tuple[Tensor, Outputs]:
         """Sample; the first outputs are those of ``played``, an earlier run, in place of the network's.
@@ -51,7 +65,8 @@ class Student:
             The last state, ``[m, C, *spatial]``, on the CPU, and all outputs.
         """
         tape = Tape(model, played)
-        denoiser = DodeDenoiser(tape, self.corrections, self.prediction)
+        flow = is_flow(self.sigmas)
+        denoiser = DodeDenoiser(tape, self.corrections, self.prediction, free=self.free, flow=flow)
         sigmas = torch.tensor(self.sigmas, dtype=batch.x.dtype)
         end = Run(self.solver, sigmas, dict(self.options))(denoiser, batch)
         return end.cpu(), tape.denoised
@@ -74,13 +89,14 @@ class InOwnPrecision(DenoiserProxy):
 
 @dataclass(frozen=True, eq=False)
 class Weight:
-    """How far row k of the corrections is moved along a direction, ``[k + 1]``.
+    """How far the corrections of evaluation k are moved along a direction, ``[F + k + 1]``, on one low pass.
 
     Evaluation k itself stays as it is: the state after it moves, and so do the evaluations from k + 1 on.
     """
 
     k: int
     direction: np.ndarray
+    level: int = 0
     step: float = 0.05  # of a difference, in outputs: well above the noise of a network in half precision
 
     @property
@@ -91,7 +107,8 @@ class Weight:
     def move(self, student: Student, amount: float) -> Student:
         """The student with this moved."""
         corrections = student.corrections.copy()
-        corrections[self.k, : self.k + 1] += amount * self.direction
+        whole = corrections if corrections.ndim == 2 else corrections[self.level]
+        whole[self.k, : len(self.direction)] += amount * self.direction
         return replace(student, corrections=corrections)
 
 
@@ -120,8 +137,7 @@ class InnerSigma:
         odds = np.clip(odds, 1 / _MOST_ODDS, _MOST_ODDS)
         sigmas[self.k] = below + (above - below) * odds / (1 + odds)
         scale = np.diff(student.sigmas) / np.diff(sigmas)
-        unit = np.eye(student.evaluations)
-        corrections = scale[:, None] * (student.corrections + unit) - unit
+        corrections = history_corrections(scale[:, None] * history_weights(student.corrections))
         return replace(student, sigmas=sigmas, corrections=corrections)
 
 
@@ -138,12 +154,26 @@ REACH = 4
 """Outputs that an evaluation's weights are fitted on, its own the newest: all of ten gained nothing over four."""
 
 
-def history_parameters(evaluations: int, reach: int = REACH) -> list[Parameter]:
-    """Eq. 8's: the weights of the ``reach`` newest outputs, row by row of the triangle."""
-    unit = np.eye(evaluations)
+def history_parameters(
+    evaluations: int, reach: int = REACH, *, level: int = 0, columns: int = 0
+) -> list[Parameter]:
+    """Eq. 8's: the weights of the ``reach`` newest outputs, row by row of the triangle.
+
+    Args:
+        level: of the low pass whose weights they are.
+        columns: F, of free outputs, which come first.
+    """
+    unit = np.eye(columns + evaluations)
     return [
-        Weight(k, unit[j, : k + 1]) for k in range(evaluations) for j in range(max(0, k - reach + 1), k + 1)
+        Weight(k, unit[columns + j, : columns + k + 1], level)
+        for k in range(evaluations)
+        for j in range(max(0, k - reach + 1), k + 1)
     ]
+
+
+def free_parameters(evaluations: int, column: int, *, first: int = 0) -> list[Parameter]:
+    """A free output's weights, evaluation by evaluation from ``first`` on; ``column`` is where it stands."""
+    return [Weight(k, np.eye(column + 1)[column]) for k in range(first, evaluations)]
 
 
 def sigma_parameters(steps: int) -> list[Parameter]:
@@ -156,9 +186,9 @@ def first_changed(parameters: Sequence[Parameter]) -> int:
     return min((parameter.first for parameter in parameters), default=0)
 
 
-def jacobian_cost(parameters: Sequence[Parameter], evaluations: int) -> int:
+def jacobian_cost(parameters: Sequence[Parameter], student: Student) -> int:
     """Evaluations per latent of one Jacobian: a parameter's run starts where it changes something."""
-    return sum(evaluations - parameter.first for parameter in parameters)
+    return sum(student.evaluations - student.made_before(parameter.first) for parameter in parameters)
 
 
 def moved(student: Student, parameters: Sequence[Parameter], amounts: Sequence[float]) -> Student:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DodeError
-from ..sigmas import check_sigmas, same_sigma
+from ..sigmas import check_sigmas, is_flow, same_sigma
 from ..tables.row import LambdaRow
 from .denoiser import Denoiser, DodeDenoiser, row_corrections
 from .probe import asked_sigmas, solver_name
@@ -72,8 +72,13 @@ def dode_denoiser(model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler)
     if match.row is None:
         raise DodeError(f"this row does not fit these sigmas: {match.why}")
     _check_end(row, match.step, sigmas, run, model)
-    first = row.first_evaluation(match.step)
-    return DodeDenoiser(model, row_corrections(row), row.prediction, first=first)
+    return corrected(model, row, match.step)
+
+
+def corrected(model: Denoiser, row: LambdaRow, step: int = 0) -> DodeDenoiser:
+    """The model with the row's weights, for one run of the row's solver from this step of its schedule."""
+    first, flow = row.first_evaluation(step), is_flow(row.sigmas)
+    return DodeDenoiser(model, row_corrections(row), row.prediction, first=first, free=row.free, flow=flow)
 
 
 def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:

@@ -25,6 +25,16 @@ class Part(NamedTuple):
     start: int
 
     @property
+    def steps(self) -> int:
+        """How many of them cost an evaluation of the network."""
+        return min(self.row.steps - self.start, self.row.paid_steps)
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network: some solvers make several a step."""
+        return min(sum(self.row.evaluations[self.start :]), self.row.nfe)
+
+    @property
     def sigmas(self) -> Tensor:
         """What is run over, float32; empty where nothing is."""
         if self.start == self.row.steps:
@@ -34,7 +44,8 @@ class Part(NamedTuple):
 
 def steps_of(steps: int, denoise: float) -> int:
     """How many of a row's steps a denoise runs."""
-    return max(math.floor(steps * denoise + 0.5), 1 if denoise > 0 else 0)
+    asked = round(steps * denoise, 6)  # 25 × 0.58 is a half
+    return max(math.floor(asked + 0.5), 1 if denoise > 0 else 0)
 
 
 def rows_of(table: LambdaTable, solver: str | None = None) -> list[LambdaRow]:
@@ -62,13 +73,13 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     rows = [row for row in rows_of(table, solver) if asked_steps(row) == steps]
     if not rows:
         raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
-    parts = [Part(row, row.steps - steps_of(row.steps, denoise)) for row in rows]
+    parts = [_part(row, steps_of(row.paid_steps, denoise)) for row in rows]
     able = [part for part in parts if part.start == part.row.steps or part.row.evaluations[part.start]]
     if not able:
-        row, start = parts[0]
+        row = parts[0].row
         starts = [n for n in range(1, row.steps + 1) if row.evaluations[row.steps - n]]
         raise DodeError(
-            f"{row.solver} cannot run only the last {row.steps - start} of these {row.steps} steps. "
+            f"{row.solver} cannot run only the last {parts[0].steps} of these {row.steps} steps. "
             f"It can run {starts}"
         )
     return min(
@@ -77,7 +88,12 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     )
 
 
+def _part(row: LambdaRow, steps: int) -> Part:
+    """The last steps of a row; all of them with the one that is free, if there is one."""
+    return Part(row, 0 if steps == row.paid_steps else row.steps - steps)
+
+
 def asked_steps(row: LambdaRow) -> int:
     """The number that a KSampler is given for this schedule: some schedulers make more steps of it."""
-    steps: int = row.settings.get("steps", row.steps)
+    steps: int = row.settings.get("steps", row.paid_steps)
     return steps

@@ -11,12 +11,14 @@ from typing import Any
 
 import numpy as np
 
+from .free_outputs import GAUSSIAN, START
 from .gate import is_number
 from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN
 from .row import LambdaRow, shown_hash
 from .table import LambdaTable
 
 _NOTHING = "–"
+_FREE = {START: "the start", GAUSSIAN: "the Gaussian denoiser"}
 
 
 def table_text(table: LambdaTable) -> str:
@@ -52,7 +54,8 @@ def summary_text(rows: Sequence[LambdaRow]) -> str:
         solver = f"{row.plain.solver}, refined" if row.is_refined else row.solver
         lambdas = "  ".join(_weights(row, k) for k in range(row.nfe))
         weights = lambdas if row.form == "lambda" else "weights over the history"
-        lines.append((solver, row.prediction, str(row.nfe), *map(number, errors), weights))
+        evaluations = str(row.nfe) if row.nfe == row.paid_steps else f"{row.nfe} in {row.paid_steps} steps"
+        lines.append((solver, row.prediction, evaluations, *map(number, errors), weights))
     return _printable("\n".join(columns(lines, left=(0, 1, 5))))
 
 
@@ -65,6 +68,12 @@ def table_json(table: LambdaTable) -> dict[str, Any]:
 def _row_json(row: LambdaRow) -> dict[str, Any]:
     numbers = {"sigmas": row.sigmas.tolist(), "weights": row.weights.tolist()}
     return row.to_json() | {"sha256": row.sha256} | numbers
+
+
+def amount(steps: int, evaluations: int) -> str:
+    """What a run takes, of the network: "8 evaluations"; the steps as well where these are another number."""
+    words = f"{evaluations} evaluation" if evaluations == 1 else f"{evaluations} evaluations"
+    return words if steps == evaluations else f"{steps} step{'s' if steps > 1 else ''} ({words})"
 
 
 def number(value: Any) -> str:
@@ -172,6 +181,12 @@ def _notes_on_refinement(row: LambdaRow, refined: Mapping[str, Any]) -> list[str
 def _steps(row: LambdaRow) -> list[Sequence[str]]:
     """A head, then a line per evaluation; the first of a step has its σ and errors."""
     of_weights = "λ" if row.form == "lambda" else "weights of the outputs, oldest first"
+    if row.free.columns:
+        of_weights += (
+            f"; before them, {' and '.join(_FREE[name] for name in row.free.requires if name in _FREE)}"
+        )
+    if row.bands > 1:
+        of_weights += "; after |, what is added for coarser bands"
     lines: list[Sequence[str]] = [
         ("step", "σ", "next σ", "evaluation", of_weights, "±", "stock error", "D-ODE error")
     ]
@@ -186,7 +201,8 @@ def _steps(row: LambdaRow) -> list[Sequence[str]]:
             errors = (stock, dode)
         error = _at(scatter, k) if k else None
         plus_minus = _NOTHING if error is None else f"{error:.4f}"
-        lines.append((*sigmas, str(k + 1), _weights(row, k), plus_minus, *errors))
+        number_of = str(k + 1 - row.free.first) if k or not row.free.first else "free"
+        lines.append((*sigmas, number_of, _weights(row, k), plus_minus, *errors))
     return lines
 
 
@@ -198,8 +214,14 @@ def _weights(row: LambdaRow, k: int) -> str:
     """λ of evaluation k, or its row of the triangle. A first λ has no predecessor to act on."""
     if row.form == "lambda" and k == 0:
         return _NOTHING
-    weights = row.weights[k] if row.form == "lambda" else row.weights[k, : k + 1]
-    return " ".join(f"{weight:+.4f}" if weight else "0" for weight in np.atleast_1d(weights))
+    if row.form == "lambda":
+        return _signed(row.weights[k : k + 1])
+    planes = row.weights.reshape(-1, *row.weights.shape[-2:])
+    return " | ".join(_signed(plane[k, : row.free.columns + k + 1]) for plane in planes)
+
+
+def _signed(weights: np.ndarray) -> str:
+    return " ".join(f"{weight:+.4f}" if weight else "0" for weight in weights)
 
 
 def _facts(facts: Mapping[str, Any]) -> str:

@@ -25,6 +25,8 @@ _LONGEST_NAME = 100
 _LONGEST_TEXT = 10_000
 _LONGEST_LIST = 1_000
 _DEEPEST = 32
+SAMPLE_LENGTH = 16
+"""Numbers in a sample of a model's weights."""
 _MARKUP = re.compile(r"[<>&\"'`\\]")
 
 
@@ -112,6 +114,8 @@ MODEL: Mapping[str, Check] = {
     "sigma_max": _any_number,
     "fingerprint": _object_of(
         {
+            "samples": _list_of(lambda value: _list_of(is_number)(value) and len(value) == SAMPLE_LENGTH),
+            "ascending": is_count,
             "layout": is_name,
             "values": _list_of(_any_number),
             "more_values": _list_of(_any_number),
@@ -122,7 +126,13 @@ MODEL: Mapping[str, Check] = {
 """What is known of a table's model."""
 
 _STAGE = _object_of(
-    {"stage": is_name, "fitted_error": _any_number, "held_out_error": _any_number, "evaluations": is_count}
+    {
+        "stage": is_name,
+        "fitted_error": _any_number,
+        "held_out_error": _any_number,
+        "distance": _any_number,
+        "evaluations": is_count,
+    }
 )
 
 REPORT: Mapping[str, Check] = {

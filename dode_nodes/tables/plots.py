@@ -269,7 +269,7 @@ def _lambdas(row: LambdaRow) -> list[tuple[float, float, float]]:
     Of weights over the history, λ is W_kk − 1: how much further the newest output is taken.
     """
     history = row.form == "history"
-    lambdas = np.clip(np.diag(row.weights) - 1 if history else row.weights, -_EDGE, _EDGE)
+    lambdas = np.clip(np.diag(row.whole_weights) - 1 if history else row.weights, -_EDGE, _EDGE)
     scatter = row.report.get("lambda_standard_error", [])
     return [
         (sigma, float(lambdas[k]), min((scatter[k] if k < len(scatter) else None) or 0.0, _EDGE))

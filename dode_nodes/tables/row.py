@@ -13,15 +13,18 @@ from torch import Tensor
 
 from ..errors import DodeError
 from ..sigmas import same_sigma
-from . import gate, provenance
+from . import free_outputs, gate, provenance
+from .free_outputs import NONE, FreeOutputs
 from .gate import Facts
 from .provenance import PLAIN, REFINED, HeldOutErrors, Lora, Origin, StockSetting
 
 PREDICTIONS = ("noise", "data")
 FORMS = ("lambda", "history")
-FEATURES = frozenset(FORMS)
+BANDS = "bands"
+FEATURES = frozenset({*FORMS, BANDS, free_outputs.FIRST, free_outputs.START, free_outputs.GAUSSIAN})
 """What this version can sample. A row lists what it requires; a reader that lacks one refuses it by name."""
 
+MAX_BANDS = 4
 MAX_EVALUATIONS = 256
 """Of a row, and steps: the triangle of its weights must fit memory whatever a file says."""
 
@@ -45,13 +48,14 @@ class LambdaRow:
     Attributes:
         solver: the sampler's name; ``<name>`` for a callable, which must then be given to sample.
         sigmas: the schedule, ``[N + 1]``, float64, descending to 0.
-        evaluations: network evaluations per step, ``[N]``, E in all; a step that the solver cannot
-            be started at has none.
+        evaluations: per step, ``[N]``, E in all; a step that the solver cannot be started at has none.
         weights: λ, ``[E]``; with ``form="history"`` Eq. 8's lower triangle W over the outputs so far,
-            ``[E, E]``.
+            ``[E, E]``. Where they differ between bands of frequency or there are free outputs, ``[P, E, F + E]``:
+            for the latent and P − 1 low passes of it, F free outputs before the network's (``denoiser``).
         prediction: what an output is: ``"noise"``, (x − D)/σ, or ``"data"``, D.
         form: ``"lambda"`` or ``"history"``.
         solver_options: the sampler's keyword arguments (max_order, …).
+        free: outputs that cost no evaluation of the network; the first of a run may be one.
         origin: where the numbers come from.
         errors: what was measured on latents that nothing was fitted on; None where there were none.
         best_stock: the best stock setting that was found for this model at as many evaluations.
@@ -69,6 +73,7 @@ class LambdaRow:
     prediction: str = "noise"
     form: str = "lambda"
     solver_options: Facts = field(default_factory=dict)
+    free: FreeOutputs = NONE
     origin: Origin = field(default_factory=Origin)
     errors: HeldOutErrors | None = None
     best_stock: StockSetting | None = None
@@ -114,13 +119,23 @@ class LambdaRow:
             )
 
     def _check_weights(self) -> None:
-        n, w = self.nfe, self.weights
-        if w.shape != ((n,) if self.form == "lambda" else (n, n)):
+        n, w, columns = sum(self.evaluations), self.weights, self.free.columns
+        if self.form == "lambda":
+            fits = w.shape == (n,)
+        elif w.ndim == 3:
+            fits = 1 <= len(w) <= MAX_BANDS and w.shape[1:] == (n, columns + n)
+        else:
+            fits = w.shape == (n, n) and not columns
+        if not fits:
             raise DodeError(
                 f"weights of shape {w.shape} do not fit {n} evaluations in the form '{self.form}'"
             )
-        if self.form == "history" and np.triu(w, 1).any():
+        if self.form == "history" and np.triu(w, 1 + columns).any():
             raise DodeError("history weights must be a lower triangle: an output cannot use later ones")
+        if self.free.requires and (self.form, self.prediction) != ("history", "noise"):
+            raise DodeError("only history weights of noise can use outputs that cost no evaluation")
+        if self.nfe < 1:
+            raise DodeError("a row must evaluate the network at least once")
 
     def _check_provenance(self) -> None:
         if self.errors is not None and len(self.errors.dode) != self.steps:
@@ -129,10 +144,12 @@ class LambdaRow:
             )
         began = self.origin.sigmas
         if began is None:
+            if self.free.first:
+                raise DodeError("a row whose first output is free must say what it was refined from")
             return
         if not same_sigma(began[0], self.sigmas[0]):
             raise DodeError("a refined row must start at the σ of the row before refining")
-        if len(began) != len(self.sigmas):
+        if len(began) - 1 != self.paid_steps:
             raise DodeError("a refined row must have as many steps as the row before refining")
 
     def __eq__(self, other: object) -> bool:
@@ -151,14 +168,30 @@ class LambdaRow:
         return len(self.sigmas) - 1
 
     @property
+    def paid_steps(self) -> int:
+        """Those that the network is evaluated for, which is what people wait for and count."""
+        return self.steps - self.free.first
+
+    @property
     def nfe(self) -> int:
-        """Network evaluations of a whole run, E."""
-        return sum(self.evaluations)
+        """Network evaluations of a whole run: E, or one fewer where the first output is free."""
+        return sum(self.evaluations) - self.free.first
+
+    @property
+    def whole_weights(self) -> np.ndarray:
+        """Of history weights those of the network's outputs over the latent as a whole, ``[E, E]``."""
+        w = self.weights
+        return w if w.ndim == 2 else w[0, :, self.free.columns :]
+
+    @property
+    def bands(self) -> int:
+        """Of spatial frequency, that have weights of their own."""
+        return len(self.weights) if self.weights.ndim == 3 else 1
 
     @property
     def requires(self) -> list[str]:
         """The features that a reader must know to sample this row."""
-        return [self.form]
+        return [self.form, *([BANDS] if self.bands > 1 else []), *self.free.requires]
 
     @property
     def is_callable(self) -> bool:
@@ -182,8 +215,8 @@ class LambdaRow:
             self.form,
         ]
         content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for name in _ARRAYS:
-            content.update(np.ascontiguousarray(getattr(self, name), dtype="<f8").tobytes())
+        for array in self._own_arrays().values():
+            content.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return content.hexdigest()
 
     @property
@@ -191,7 +224,8 @@ class LambdaRow:
         """What the row is measured against: the solver that it began with, as a row of zeros."""
         origin = self.origin
         own = origin.sigmas is None
-        evaluations = self.evaluations if own or origin.solver == self.solver else (1,) * self.steps
+        same = own or (origin.solver == self.solver and not self.free.first)
+        evaluations = self.evaluations if same else (1,) * self.paid_steps
         return LambdaRow(
             solver=self.solver if origin.solver is None else origin.solver,
             sigmas=self.sigmas if origin.sigmas is None else origin.sigmas,
@@ -248,8 +282,10 @@ class LambdaRow:
     def label(self) -> str:
         """A few words that tell rows of one table apart."""
         form = "" if self.form == "lambda" else ", weights over the history"
+        form += f" in {self.bands} bands" if self.bands > 1 else ""
+        form += ", first step free" if self.free.first else ""
         refined = f", refined from {self.plain.solver}" if self.is_refined else ""
-        steps, evaluations = _counted(self.steps, "step"), _counted(self.nfe, "evaluation")
+        steps, evaluations = _counted(self.paid_steps, "step"), _counted(self.nfe, "evaluation")
         return f"{self.solver}, {steps} ({evaluations}, {self.prediction}{form}{refined})"
 
     def __repr__(self) -> str:
@@ -284,7 +320,10 @@ class LambdaRow:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The numbers, float64."""
-        return dict(self.unknown_arrays) | {name: getattr(self, name) for name in _ARRAYS}
+        return dict(self.unknown_arrays) | self._own_arrays()
+
+    def _own_arrays(self) -> dict[str, np.ndarray]:
+        return {name: getattr(self, name) for name in _ARRAYS} | self.free.arrays
 
     @classmethod
     def from_json(cls, facts: Facts, arrays: Mapping[str, np.ndarray]) -> LambdaRow:
@@ -296,8 +335,11 @@ class LambdaRow:
         facts = dict(facts)
         if missing := (_REQUIRED - facts.keys()) | (set(_ARRAYS) - arrays.keys()):
             raise DodeError(f"it lacks {', '.join(sorted(missing))}")
-        check_features(facts.pop("requires"))
-        if any(arrays[name].dtype != np.float64 for name in _ARRAYS):
+        requires = facts.pop("requires")
+        check_features(requires)
+        free = FreeOutputs.read(requires, arrays)
+        own = {*_ARRAYS, *free.arrays}
+        if any(arrays[name].dtype != np.float64 for name in own):
             raise DodeError("its numbers must be float64")
         if not isinstance(facts["evaluations"], list):
             raise DodeError("'evaluations' must be a list")
@@ -311,12 +353,13 @@ class LambdaRow:
             **objects,
             sigmas=arrays["sigmas"],
             weights=arrays["weights"],
+            free=free,
             origin=provenance.read(Origin, facts.pop("origin", {}), "'origin'"),
             errors=None if errors is None else provenance.read(HeldOutErrors, errors, "'errors'"),
             best_stock=None if stock is None else provenance.read(StockSetting, stock, "'best_stock'"),
             loras=tuple(provenance.read(Lora, lora, "'loras'") for lora in loras or []),
             unknown=facts,
-            unknown_arrays={name: array for name, array in arrays.items() if name not in _ARRAYS},
+            unknown_arrays={name: array for name, array in arrays.items() if name not in own},
         )
 
 

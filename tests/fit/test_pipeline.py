@@ -188,9 +188,9 @@ def two_stages_and_off(*args, **kwargs):
 @pytest.mark.parametrize(
     ("solvers", "refined"),
     [
-        (["euler", two_stages], [False, True]),
-        ([two_stages, "euler"], [True, False]),
-        (["euler", two_stages_and_off], [False, False]),
+        (["euler", two_stages], ["<two_stages>"]),
+        ([two_stages, "euler"], ["<two_stages>"]),
+        (["euler", two_stages_and_off], []),
     ],
 )
 def test_of_one_step_only_a_row_of_two_evaluations_is_refined(solvers, refined):
@@ -200,7 +200,7 @@ def test_of_one_step_only_a_row_of_two_evaluations_is_refined(solvers, refined):
     assert subject.remarks == []
     rows = subject.run(told)
     told.check(planned=subject.cost.total, spent=model.evaluations)
-    assert ["refined" in row.report for row in rows[:2]] == refined
+    assert [row.solver for row in rows if "refined" in row.report] == refined
 
 
 # --- What it costs ------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ def test_interrupt_leaves_what_was_found(part):
 
     def stop(p):
         told(p)
-        late = p.done > 0.95 * p.total - last_later_starts
+        late = p.done > 0.8 * p.total - last_later_starts
         if p.stage == part and (part != "refining" or late):
             raise interrupt
 

@@ -30,7 +30,7 @@ from dode_nodes import (
     sample_dode,
 )
 from dode_nodes.fit.latents import root_mean_square
-from dode_nodes.fit.refine import FEW_LATENTS, JACOBIANS
+from dode_nodes.fit.scope import FEW_LATENTS, JACOBIANS
 from dode_nodes.sampling.solvers import SOLVERS, sample_dpm_2, sample_euler
 from dode_nodes.tables.provenance import HeldOutErrors
 from tests.oracles import Gaussian, two_peaks
@@ -246,7 +246,10 @@ def test_report_says_what_sampling_shows(solver):
     assert (refined.settings["cfg"], refined.settings["teacher"]) == (3, "dpmpp_2m")
     assert (refined.origin.kind, refined.origin.solver) == ("refined", solver)
     assert np.array_equal(refined.origin.sigmas, row.sigmas)
-    assert min(s["held_out_error"] for s in stages(refined).values()) == refined.error_from()
+    kept = stages(refined)[report["refined"]["kept"]]
+    assert kept["held_out_error"] == refined.error_from()
+    narrow = [s["distance"] for name, s in stages(refined).items() if "," not in name]
+    assert kept["distance"] <= min(narrow)
     assert "interrupted" not in report["refined"]
 
 
@@ -411,10 +414,11 @@ def test_micro_batches_and_groups_make_no_difference():
 @pytest.mark.parametrize("shapes", [("8x8", "4x6"), ("video", "8x8")], ids=" beside ".join)
 def test_groups_of_different_shapes_weigh_the_same(shapes):
     x = latents(8, 2, 4, 2)
-    expected = refine(*begun(on(x[[0, 1, 2, 4, 5, 6, 3, 7]])))
+    budget = 8  # too small for weights per band, which see the neighbours of a number
+    expected = refine(*begun(on(x[[0, 1, 2, 4, 5, 6, 3, 7]])), budget=budget)
     assert expected.is_refined
     for size in (None, 3):
-        assert_near(refine(*begun(in_shapes(x, *shapes, micro_batch=size))), expected)
+        assert_near(refine(*begun(in_shapes(x, *shapes, micro_batch=size)), budget=budget), expected)
 
 
 def test_each_group_has_its_own_model_and_arguments():
@@ -439,7 +443,7 @@ def test_any_precision_and_any_rank(dtype):
 # --- Interrupted, and asked at any time ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("after", [0.0, 0.1, 0.25, 0.8])
+@pytest.mark.parametrize("after", [0.0, 0.05, 0.1, 0.8])
 @pytest.mark.parametrize("kind", [Interrupted, KeyboardInterrupt])
 def test_interrupt_passes_on_and_leaves_the_best_row(after, kind):
     targets, row = begun_on_eight()

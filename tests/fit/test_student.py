@@ -63,7 +63,7 @@ def test_cost_of_a_jacobian_is_what_its_runs_ask():
     _, answers = before.run(two_peaks, batch_of())
     for parameter in FAMILY:
         parameter.move(before, 0.1).run(model, batch_of(count=1), [a[:1] for a in answers[: parameter.first]])
-    assert model.evaluations == jacobian_cost(FAMILY, N)
+    assert model.evaluations == jacobian_cost(FAMILY, before)
     assert first_changed(FAMILY) == 1
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from dode_nodes.errors import DodeError
+from dode_nodes.sampling.bands import low_pass
 from dode_nodes.sampling.denoiser import (
     DodeDenoiser,
     dode_corrections,
@@ -18,6 +19,8 @@ from dode_nodes.sampling.denoiser import (
     rest_of,
     row_corrections,
 )
+from dode_nodes.sampling.free_outputs import gaussian_denoised, unit_variance
+from dode_nodes.tables.free_outputs import FreeOutputs, GaussianPrior
 from dode_nodes.tables.row import LambdaRow
 from tests.oracles import two_peaks
 from tests.toys import Counting, latents
@@ -99,7 +102,8 @@ def test_zero_hands_on_the_models_own_tensor(prediction):
 @pytest.mark.parametrize("first", [0, 1, 2, 3])
 def test_rest_of_a_triangle_keeps_the_sum_of_every_row(first):
     weights = np.tril(np.random.default_rng(1).normal(size=(4, 4)))
-    rest = rest_of(weights, first)
+    (rest,), free = rest_of(weights[None], first)
+    assert free.columns == 0
     assert rest.shape == (4 - first, 4 - first)
     np.testing.assert_allclose(rest.sum(1), weights[first:].sum(1))
     np.testing.assert_array_equal(rest[:, 1:], weights[first:, first + 1 :])
@@ -164,3 +168,70 @@ def test_attributes_of_the_model_are_lent():
 def test_value_per_latent_broadcasts():
     assert over_latent(torch.ones(3), torch.ones(3, 2, 5, 5)).shape == (3, 1, 1, 1)
     assert over_latent(torch.ones(3), torch.ones(3, 2)).shape == (3, 1)
+
+
+# --- Low passes, and outputs that cost nothing ----------------------------------------------------------
+
+PRIOR = GaussianPrior(np.array([0.1, -0.2]), np.stack([np.eye(2), 0.5 * np.eye(2)]))
+
+
+def test_low_passes_have_corrections_of_their_own():
+    """ô_k = o_k + Σ_p L_p Σ_j c_pkj o_j, written out."""
+    corrections = np.stack([np.tril(np.random.default_rng(p).normal(size=(4, 4))) for p in range(3)])
+    xs = states(4)
+    got = ask(DodeDenoiser(two_peaks, corrections, "noise"), xs, SIGMAS)
+    o, denoised = outputs_of("noise", xs, SIGMAS)
+    for k in range(4):
+        added = sum(low_pass(sum(corrections[p, k, j] * o[j] for j in range(k + 1)), p) for p in range(3))
+        torch.testing.assert_close(got[k], denoised(k, o[k] + added), rtol=1e-10, atol=1e-10)
+
+
+def test_corrections_of_other_bands_that_are_zero_change_nothing():
+    plain = history_corrections(np.tril(np.random.default_rng(0).normal(size=(4, 4))))
+    xs = states(4)
+    padded = np.pad(plain[None], ((0, 2), (0, 0), (0, 0)))
+    for a, b in zip(
+        ask(DodeDenoiser(two_peaks, plain, "noise"), xs, SIGMAS),
+        ask(DodeDenoiser(two_peaks, padded, "noise"), xs, SIGMAS),
+        strict=True,
+    ):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("gaussian", [None, PRIOR])
+def test_a_free_first_step_does_not_ask_the_network(gaussian):
+    model = Counting()
+    xs = states(4)
+    free = FreeOutputs(first=True, gaussian=gaussian)
+    corrections = np.zeros((1, 4, free.columns + 4))
+    got = ask(DodeDenoiser(model, corrections, "noise", free=free), xs, SIGMAS)
+    assert model.sigmas == pytest.approx(list(SIGMAS[1:]))
+    expected = xs[0] - SIGMAS[0] * unit_variance(xs[0], float(SIGMAS[0]), flow=False)
+    if gaussian is not None:
+        expected = gaussian_denoised(gaussian, xs[0], float(SIGMAS[0]), flow=False)
+    torch.testing.assert_close(got[0], expected, rtol=1e-10, atol=1e-10)
+
+
+def test_free_outputs_are_weighed_in_their_columns():
+    free = FreeOutputs(start=True, gaussian=PRIOR)
+    corrections = np.tril(np.random.default_rng(3).normal(size=(4, 6)), k=2)[None]
+    xs = states(4)
+    got = ask(DodeDenoiser(two_peaks, corrections, "noise", free=free), xs, SIGMAS)
+    o, denoised = outputs_of("noise", xs, SIGMAS)
+    start = unit_variance(xs[0], float(SIGMAS[0]), flow=False)
+    for k in range(4):
+        gaussian = (xs[k] - gaussian_denoised(PRIOR, xs[k], float(SIGMAS[k]), flow=False)) / SIGMAS[k]
+        columns = [start, gaussian, *o[: k + 1]]
+        added = sum(c * column for c, column in zip(corrections[0, k], columns, strict=False))
+        torch.testing.assert_close(got[k], denoised(k, o[k] + added), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("first", [1, 2, 3])
+def test_the_rest_of_a_run_has_no_start_and_keeps_its_sums(first):
+    corrections = np.stack([np.tril(np.random.default_rng(p).normal(size=(4, 6)), k=2) for p in range(2)])
+    rest, free = rest_of(corrections, first, FreeOutputs(True, True, PRIOR))
+    assert (free.first, free.start, free.gaussian) == (False, False, PRIOR)
+    assert rest.shape == (2, 4 - first, 1 + 4 - first)
+    np.testing.assert_allclose(rest.sum(2), corrections[:, first:].sum(2))
+    np.testing.assert_array_equal(rest[:, :, 0], corrections[:, first:, 1])
+    np.testing.assert_array_equal(rest[:, :, 2:], corrections[:, first:, 2 + first + 1 :])

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as np_st
 from safetensors.numpy import save_file
 
+from dode_nodes.tables.free_outputs import NONE, FreeOutputs, GaussianPrior
 from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
 from dode_nodes.tables.row import LambdaRow
 from dode_nodes.tables.table import LambdaTable
@@ -123,6 +124,15 @@ def descending(steps):
 
 
 @st.composite
+def priors(draw):
+    """A Gaussian prior of a few channels."""
+    channels, knots = draw(st.integers(1, 3)), draw(st.integers(2, 4))
+    roots = draw(np_st.arrays("f8", (knots, channels, channels), elements=st.floats(-100, 100)))
+    mean = draw(np_st.arrays("f8", channels, elements=st.floats(-100, 100)))
+    return GaussianPrior(mean, roots @ roots.transpose(0, 2, 1))
+
+
+@st.composite
 def rows(draw):
     """Any row there can be, of up to five steps."""
     steps = draw(st.integers(1, 5))
@@ -132,11 +142,22 @@ def rows(draw):
         *draw(st.lists(st.integers(0, 3), min_size=steps - 1, max_size=steps - 1)),
     ]
     n = sum(evaluations)
-    form = draw(st.sampled_from(["lambda", "history"]))
-    weights = draw(np_st.arrays("f8", (n,) if form == "lambda" else (n, n), elements=finite))
+    form = draw(st.sampled_from(["lambda", "history", "wide"]))
+    prediction = draw(st.sampled_from(["noise", "data"]))
+    free = NONE
+    if form == "wide":
+        first = steps > 1 and n > evaluations[0] and draw(st.booleans())
+        free = FreeOutputs(first, draw(st.booleans()), draw(st.none() | priors()))
+        form, prediction = "history", "noise"
+        shape = (draw(st.integers(1, 4)), n, free.columns + n)
+    else:
+        shape = (n,) if form == "lambda" else (n, n)
+    weights = draw(np_st.arrays("f8", shape, elements=finite))
     origin = Origin(draw(st.sampled_from(["distilled", "refined", "plain"])))
-    if draw(st.booleans()):
-        began = draw(descending(steps))
+    if free.first or draw(st.booleans()):
+        began = draw(descending(steps - free.first))
+        if free.first:  # it must say what it began with
+            sigmas[0] = began[0] = max(sigmas[0], began[0])
         began[0] = sigmas[0] if steps == 1 or sigmas[0] > began[1] else began[0]
         if began[0] == sigmas[0]:
             origin = Origin(origin.kind, draw(names), draw(unknown_objects), began)
@@ -145,9 +166,10 @@ def rows(draw):
         solver=draw(names),
         sigmas=sigmas,
         evaluations=tuple(evaluations),
-        weights=np.tril(weights) if form == "history" else weights,
-        prediction=draw(st.sampled_from(["noise", "data"])),
+        weights=np.tril(weights, free.columns) if form == "history" else weights,
+        prediction=prediction,
         form=form,
+        free=free,
         solver_options=draw(st.dictionaries(st.text(), json_values, max_size=4)),
         origin=origin,
         errors=draw(

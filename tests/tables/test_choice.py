@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from dode_nodes.errors import DodeError
-from dode_nodes.tables.choice import part_for_steps, rows_of
+from dode_nodes.tables.choice import part_for_steps, rows_of, steps_of
 from dode_nodes.tables.provenance import Origin
 from dode_nodes.tables.table import LambdaTable
 from tests.tables.rows import row_of
@@ -52,6 +52,16 @@ def test_denoise_is_a_share_of_the_steps_halves_up_and_never_none(denoise, steps
     expected = torch.tensor(EIGHT[-1 - steps :]) if steps else torch.empty(0)
     assert part.sigmas.dtype == torch.float32
     assert torch.equal(part.sigmas, expected)
+
+
+def test_halves_are_rounded_up_whatever_floating_point_makes_of_them():
+    assert [steps_of(25, 0.58), steps_of(50, 0.29), steps_of(45, 0.7)] == [15, 15, 32]
+
+
+def test_a_part_counts_the_evaluations_of_its_steps():
+    heun = row_of("heun", EIGHT, (2,) * 7 + (1,))
+    counts = [part_for_steps(LambdaTable([heun]), 8, denoise) for denoise in (1.0, 0.5, 0.1, 0.0)]
+    assert [(part.steps, part.evaluations) for part in counts] == [(8, 15), (4, 7), (1, 1), (0, 0)]
 
 
 def test_where_nothing_is_run_a_row_is_chosen_all_the_same():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from dode_nodes import LambdaRow, LambdaTable
-from dode_nodes.tables.describe import row_text, summary_text, table_json, table_text
+from dode_nodes.tables.describe import amount, row_text, summary_text, table_json, table_text
 from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
 from dode_nodes.tables.row import MAX_EVALUATIONS
 from tests.tables import rows
@@ -100,6 +100,14 @@ def test_the_summary_has_errors_and_lambda() -> None:
     _, line, unchecked = summary_text([row_of(error=0.1), row_of("heun", evaluations=(1, 1, 1))]).splitlines()
     assert line.split() == ["euler", "noise", "3", "–", "0.100", "–", "+0.1000", "+0.2000"]
     assert unchecked.split()[3:5] == ["–", "–"]
+
+
+def test_of_a_solver_with_several_evaluations_a_step_both_numbers_are_said() -> None:
+    heun = row_of("heun", evaluations=(2, 2, 1))
+    assert "heun noise 5 in 3 steps" in " ".join(summary_text([heun, row_of()]).split())
+    assert "heun, 3 steps (5 evaluations, noise)" in row_text(heun)
+    amounts = [amount(8, 8), amount(1, 1), amount(3, 5), amount(1, 2)]
+    assert amounts == ["8 evaluations", "1 evaluation", "3 steps (5 evaluations)", "1 step (2 evaluations)"]
 
 
 def test_a_solver_that_is_called_refined_is_not_a_refined_row() -> None:

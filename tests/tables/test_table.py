@@ -223,7 +223,7 @@ BROKEN = {
         {"facts": changed(requires=["lambda", "quantum", "λ²"])},
         "row 0: it requires 'quantum', 'λ²', which this version does not know: update",
     ),
-    "unknown feature of the table": ({"facts": changed() | {"requires": ["afs"]}}, "it requires 'afs'"),
+    "unknown feature of the table": ({"facts": changed() | {"requires": ["guidance"]}}, "it requires 'guidance'"),
     "evaluations of text": ({"facts": changed(evaluations="111")}, "'evaluations' must be a list"),
     "evaluations of floats": ({"facts": changed(evaluations=[1.0, 1, 1])}, "whole numbers"),
     "huge evaluations": ({"facts": changed(evaluations=[10**30, 1, 1])}, "1 to 256 evaluations"),

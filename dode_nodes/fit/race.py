@@ -1,0 +1,190 @@
+"""The race of starts: which solver, on which schedule, a fit begins with, and which stock setting is the one to beat.
+
+Every single-stage linear multistep sampler is a member of the family that is fitted (``multistep``), with its first
+step free or not. Where a fit begins decides by up to three times where it ends, so a list of them is raced by
+successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): a few latents for all, more for those in front.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import DodeError
+from ..sampling.denoiser import Denoiser, history_corrections
+from ..sampling.multistep import as_history
+from ..sampling.solvers import resolve
+from ..sigmas import equal_sigma
+from ..tables.free_outputs import NONE, FreeOutputs
+from ..tables.provenance import StockSetting
+from .family import same_student
+from .levenberg_marquardt import LeastSquaresProblem, geometric_mean
+from .student import Student
+
+MakeSigmas = Callable[[str, int, bool], Tensor]
+"""A host's schedules: of this scheduler, with so many steps, without the penultimate σ or with it. May raise
+``DodeError``."""
+
+SOLVERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
+    ("ipndm", MappingProxyType({"max_order": 2})),
+    ("ipndm", MappingProxyType({"max_order": 3})),
+    ("deis", MappingProxyType({})),
+    ("dpmpp_2m", MappingProxyType({})),
+)
+SCHEDULES: Mapping[tuple[bool, bool], tuple[tuple[str, bool], ...]] = {
+    (False, True): (("karras", True), ("beta", False), ("beta", True)),
+    (False, False): (("karras", True), ("karras", False), ("exponential", True)),
+    (True, True): (("beta", False), ("beta", True), ("simple", True)),
+    (True, False): (("beta", False), ("simple", False), ("simple", True)),
+}
+"""(flow, few steps) → schedulers, with whether the penultimate σ is left out. Picked once, from what won on the
+embedded models."""
+
+_FEW = 8  # evaluations: from here on, the last one pays as much as the others
+_HEAT = 4
+"""Latents of a heat. After each, the better half goes on."""
+_HEATS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class Entrant:
+    """A start of a fit.
+
+    Attributes:
+        name: in words.
+        student: it, as weights over the history.
+        solver, options, scheduler, discard_penultimate: what it is made of.
+        distances: to the teacher's ends, of the latents that it has run.
+    """
+
+    name: str
+    student: Student = field(repr=False)
+    solver: str
+    options: Mapping[str, Any]
+    scheduler: str
+    discard_penultimate: bool
+    distances: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
+
+    @property
+    def is_stock(self) -> bool:
+        """Whether a sampler runs so with no weights at all."""
+        return not self.student.free.first
+
+    def setting(self, error: float, latents: int) -> StockSetting:
+        """As a row keeps it."""
+        name = ", ".join([self.solver, *(f"{key} {value}" for key, value in self.options.items())])
+        return StockSetting(name, self.scheduler, error, latents, self.discard_penultimate)
+
+    @property
+    def mean(self) -> float:
+        """The geometric mean of its distances: a few latents that end elsewhere do not decide."""
+        return geometric_mean(self.distances)
+
+
+def entrants(
+    evaluations: int, sigma: float, *, flow: bool, make_sigmas: MakeSigmas, lender: Denoiser | None
+) -> list[Entrant]:
+    """Who enters, for so many evaluations from this first σ on; each only once."""
+    found: list[Entrant] = []
+    schedules = SCHEDULES[flow, evaluations < _FEW]
+    for (scheduler, discard), (solver, options), free in product(schedules, SOLVERS, (False, True)):
+        student = _student(evaluations, sigma, solver, options, scheduler, discard, free, make_sigmas, lender)
+        if student is None or any(same_student(student, other.student) for other in found):
+            continue
+        words = [
+            " ".join([solver, *(f"order {value}" for value in options.values())]),
+            scheduler,
+            *(["no penultimate"] if discard else []),
+            *(["first step free"] if free else []),
+        ]
+        found.append(Entrant(", ".join(words), student, solver, options, scheduler, discard))
+    return found
+
+
+def _student(
+    evaluations: int,
+    sigma: float,
+    solver: str,
+    options: Mapping[str, Any],
+    scheduler: str,
+    discard: bool,
+    free: bool,
+    make_sigmas: MakeSigmas,
+    lender: Denoiser | None,
+) -> Student | None:
+    """None where this is no linear multistep method, or the schedule has another number of steps or start."""
+    queries = evaluations + free
+    try:
+        sigmas = make_sigmas(scheduler, queries, discard).cpu().double().numpy()
+        if len(sigmas) != queries + 1 or not equal_sigma(float(sigmas[0]), sigma):
+            return None
+        weights = as_history(
+            resolve(solver), sigmas, np.zeros((queries, queries)), "noise", options=options, model=lender
+        )
+    except DodeError:
+        return None
+    if weights is None:
+        return None
+    which = FreeOutputs(first=True) if free else NONE
+    return Student(resolve("euler"), "noise", sigmas, history_corrections(weights[None]), free=which)
+
+
+def race(
+    runners: Sequence[Entrant], latents: Sequence[int], on: Callable[[Sequence[int]], LeastSquaresProblem]
+) -> list[Entrant]:
+    """Those in front after the heats, best first: of those that are stock and of those that are not, apart.
+
+    Args:
+        runners: who enters.
+        latents: numbers of those that are fitted; each heat takes the next few.
+        on: makes the problem of running some of them.
+    """
+    for heat in _heats(len(latents)) if runners else []:
+        problem = on([latents[i] for i in heat])
+        ran = [_further(each, problem) for each in runners]
+        kinds = [[each for each in ran if each.is_stock == stock] for stock in (True, False)]
+        runners = [each for kind in kinds for each in sorted(kind, key=_order)[: _half(len(kind))]]
+    return sorted(runners, key=_order)
+
+
+def race_cost(runners: Sequence[Entrant], latents: int) -> int:
+    """Evaluations of one latent that ``race`` takes."""
+    counts = [sum(each.is_stock == stock for each in runners) for stock in (True, False)]
+    total = 0
+    for heat in _heats(latents):
+        total += len(heat) * sum(counts) * runners[0].student.evaluations if runners else 0
+        counts = [_half(count) for count in counts]
+    return total
+
+
+def finalists(runners: int) -> int:
+    """How many of so many of one kind are left after the heats."""
+    for _ in range(_HEATS):
+        runners = _half(runners)
+    return runners
+
+
+def _heats(latents: int) -> list[range]:
+    """Which latents each heat takes: no two the same, as long as there are enough."""
+    size = max(1, min(_HEAT, latents // _HEATS))
+    starts = [min(i * size, latents - size) for i in range(_HEATS)]
+    return [range(start, start + size) for start in starts]
+
+
+def _half(count: int) -> int:
+    return (count + 1) // 2
+
+
+def _further(entrant: Entrant, problem: LeastSquaresProblem) -> Entrant:
+    ran = problem.trial(entrant.student).distances
+    return replace(entrant, distances=np.concatenate([entrant.distances, ran]))
+
+
+def _order(entrant: Entrant) -> float:
+    return entrant.mean

@@ -1,0 +1,172 @@
+"""What a refinement may try, and what that costs: known before the teacher runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import DodeError
+from ..sampling.sample import solver_of
+from ..sampling.solvers import Sampler
+from ..sigmas import is_flow
+from ..tables.free_outputs import GaussianPrior
+from ..tables.row import LambdaRow
+from .family import Family, in_bands, with_gaussian, with_start
+from .held_out import later_starts_cost
+from .latents import held_out_count
+from .levenberg_marquardt import RUNS
+from .race import Entrant, MakeSigmas, entrants, finalists, race_cost
+from .student import Student, first_changed, jacobian_cost
+from .teacher import Targets, TeacherRun
+
+JACOBIANS = 4
+"""At most, of the family of weights and σ; on latents outside of the fit more were no better."""
+WIDE_JACOBIANS = 2
+"""At most, for each part by which the family is widened."""
+LEADERS = 3
+"""Starts that go one Jacobian further before one of them goes on."""
+BANDS = 2
+FEW_LATENTS = 8
+"""A budget pays for all Jacobians on so many latents before it pays for more latents."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a refinement may come to.
+
+    Attributes:
+        fitted: latents that are fitted.
+        jacobians: at most, of weights and σ.
+        widened: whether the family is widened then.
+        fitting: evaluations of one latent each, at most: what a budget is compared with.
+        checking: those of runs from later steps, at most.
+    """
+
+    fitted: int
+    jacobians: int
+    widened: bool
+    fitting: int
+    checking: int
+
+    @property
+    def evaluations(self) -> int:
+        """All of them, at most."""
+        return self.fitting + self.checking
+
+
+@dataclass(frozen=True, eq=False)
+class Scope:
+    """What a refinement may try, and what that costs.
+
+    Attributes:
+        family: of the row given.
+        runners: who enters the race; none without the host's schedules.
+        latents: of the fit, and how many are held out.
+        checking: evaluations of runs from the later steps, at most.
+    """
+
+    family: Family
+    runners: list[Entrant]
+    latents: int
+    held: int
+    checking: int
+
+    @classmethod
+    def of(
+        cls,
+        row: LambdaRow,
+        solver: Sampler,
+        make_sigmas: MakeSigmas | None,
+        teacher: TeacherRun | Targets,
+    ) -> Scope:
+        lender = teacher.latents.lender
+        family = Family.of(row, solver, lender)
+        runners: list[Entrant] = []
+        if make_sigmas is not None and family.history:
+            first, flow = float(row.sigmas[0]), is_flow(row.sigmas)
+            runners = entrants(row.nfe, first, flow=flow, make_sigmas=make_sigmas, lender=lender)
+        # A refined σ is mostly not one that the teacher stopped at.
+        approach = teacher.approach_cost if family.history else 0
+        counts = (1, *row.evaluations) if runners else row.evaluations
+        checking = later_starts_cost(teacher.latents, counts, approach=approach)
+        return cls(family, runners, len(teacher.latents), held_out_count(len(teacher.latents)), checking)
+
+    def plan(self, budget: float | None, teacher_evaluations: int) -> Plan:
+        """All that may pay, or what the budget pays for.
+
+        Raises:
+            DodeError: it pays for no Jacobian on one latent, or is no number.
+        """
+        if budget is not None and not budget > 0:
+            raise DodeError(f"budget must be a positive multiple of the teacher's cost, not {budget}")
+        plans = [self._plan(*choice) for choice in self._preferred()]
+        if budget is None:
+            return plans[0]
+        for plan in plans:
+            if plan.fitting <= budget * teacher_evaluations:
+                return plan
+        raise DodeError(
+            f"a budget of {budget:g} is too small: refining {self.family.row.label} takes at least "
+            f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
+        )
+
+    def _preferred(self) -> list[tuple[int, int, bool]]:
+        """(fitted latents, Jacobians, widened), the most wanted first."""
+        most, wide = self.latents - self.held, self.family.history
+        few = min(FEW_LATENTS, most)
+        return [
+            (most, JACOBIANS, wide),
+            *((fitted, JACOBIANS, False) for fitted in range(most, few - 1, -1)),
+            *((few, jacobians, False) for jacobians in range(JACOBIANS - 1, 0, -1)),
+            *((fitted, 1, False) for fitted in range(few - 1, 0, -1)),
+        ]
+
+    def _plan(self, fitted: int, jacobians: int, widened: bool) -> Plan:
+        kinds = [sum(each.is_stock == stock for each in self.runners) for stock in (True, False)]
+        starts = self.family.most_starts + sum(map(finalists, kinds))
+        leaders = min(LEADERS, starts) if self.runners else 1
+        member = max(
+            [*self.family.starts.values(), *(each.student for each in self.runners)],
+            key=lambda student: student.queries,
+        )
+        n = member.evaluations
+        cost = starts * n * (fitted + self.held) + race_cost(self.runners, fitted)
+        cost += (leaders - 1 + jacobians) * self._descent(member, fitted)
+        if widened:
+            begun = with_start(member)
+            wide = in_bands(begun, BANDS)
+            prior = GaussianPrior(np.zeros(1), np.ones((2, 1, 1)))
+            for student in (begun, wide, with_gaussian(wide, prior)):
+                cost += n * fitted + WIDE_JACOBIANS * self._descent(student, fitted)
+        return Plan(fitted, jacobians, widened, cost, self.checking)
+
+    def _descent(self, student: Student, fitted: int) -> int:
+        """Of one Jacobian at most: its differences, its steps, and a look at the latents held out."""
+        parameters = self.family.parameters(student)
+        n = student.evaluations
+        steps = RUNS * (n - student.made_before(first_changed(parameters)))
+        return (jacobian_cost(parameters, student) + steps) * fitted + n * self.held
+
+
+def plan_refinement(
+    teacher: TeacherRun,
+    row: LambdaRow,
+    budget: float | None = None,
+    *,
+    solver: str | Sampler | None = None,
+    make_sigmas: MakeSigmas | None = None,
+) -> Plan:
+    """What ``refine`` will do, to be told before the teacher runs.
+
+    Args:
+        teacher: the run whose targets it will have (``plan_teacher``).
+        row: what it is to start from; of its weights nothing but their number matters.
+        budget: as ``refine`` takes it.
+        solver: the sampler itself, where the row was distilled on a callable.
+        make_sigmas: as ``refine`` takes it.
+
+    Raises:
+        DodeError: the budget is no positive number, or pays for nothing.
+    """
+    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher).plan(budget, teacher.cost)

@@ -1,0 +1,153 @@
+"""The race of starts: who enters, what it costs, and that the nearest come through."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+
+from dode_nodes import (
+    DodeError,
+    Latents,
+    Progress,
+    Refinement,
+    Teacher,
+    distill,
+    plan_refinement,
+    plan_teacher,
+    refine,
+    run_teacher,
+)
+from dode_nodes.fit.evaluator import Evaluator
+from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem
+from dode_nodes.fit.race import entrants, finalists, race, race_cost
+from dode_nodes.sampling.free_outputs import unit_variance
+from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.solvers import SOLVERS
+from tests.oracles import two_peaks
+from tests.toys import Counting, latents
+
+SD, FLOW = NoiseSchedule.stable_diffusion(), NoiseSchedule.rectified_flow()
+
+
+def schedules(noise_schedule=SD):
+    return lambda name, steps, discard: make_sigmas(name, steps, noise_schedule, discard_penultimate=discard)
+
+
+def field(evaluations=4, noise_schedule=SD):
+    flow = noise_schedule is FLOW
+    return entrants(
+        evaluations, noise_schedule.sigma_max, flow=flow, make_sigmas=schedules(noise_schedule), lender=None
+    )
+
+
+@pytest.mark.parametrize("noise_schedule", [SD, FLOW], ids=["eps", "flow"])
+@pytest.mark.parametrize("evaluations", [2, 5, 8, 12])
+def test_about_two_dozen_enter_and_each_takes_as_many_evaluations(evaluations, noise_schedule):
+    runners = field(evaluations, noise_schedule)
+    assert 8 <= len(runners) <= 24
+    assert any(each.is_stock for each in runners)
+    assert any(not each.is_stock for each in runners)
+    x = latents(1, sigma=noise_schedule.sigma_max)
+    for each in runners:
+        model = Counting()
+        (batch,) = Latents.of(model, x).batches()
+        each.student.run(model, batch)
+        assert model.evaluations == evaluations
+
+
+def test_one_that_is_stock_is_the_sampler_itself():
+    """On the schedule and with the ending that its name says."""
+    x = latents(2)
+    (batch,) = Latents.of(two_peaks, x).batches()
+    stock = [each for each in field() if each.is_stock]
+    for each in stock:
+        sigmas = make_sigmas(each.scheduler, 4, SD, discard_penultimate=each.discard_penultimate).double()
+        expected = SOLVERS[each.solver](two_peaks, x, sigmas, disable=True, **each.options)
+        torch.testing.assert_close(each.student.run(two_peaks, batch)[0], expected, rtol=1e-6, atol=1e-6)
+    assert len({each.name for each in stock}) == len(stock)
+
+
+def test_a_first_step_that_is_free_begins_with_the_start():
+    x = latents(2)
+    (batch,) = Latents.of(two_peaks, x).batches()
+    free = next(each for each in field() if not each.is_stock)
+    asked = []
+
+    def model(x, sigma, **extra_args):
+        asked.append(x.clone())
+        return two_peaks(x, sigma)
+
+    free.student.run(model, batch)
+    first, second = free.student.sigmas[:2]
+    expected = x + (second - first) * unit_variance(x, float(first), flow=False)
+    torch.testing.assert_close(asked[0], expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_schedule_that_begins_elsewhere_or_cannot_be_does_not_enter():
+    def elsewhere(name, steps, discard):
+        if name == "beta":
+            raise DodeError("no such schedule")
+        return make_sigmas(name, steps, SD, discard_penultimate=discard) * 1.1
+
+    assert entrants(4, SD.sigma_max, flow=False, make_sigmas=elsewhere, lender=None) == []
+
+
+def taught(x, model=two_peaks):
+    sigmas = make_sigmas("karras", 4, SD)
+    return run_teacher(Latents.of(model, x), sigmas, Teacher(scale=12)), sigmas
+
+
+@pytest.mark.parametrize("count", [3, 7, 24])
+def test_the_nearest_come_through_at_the_cost_that_is_said(count):
+    targets, _ = taught(latents(count))
+    evaluator = Evaluator(Progress(10**6))
+    fitted, runners = targets.latents.fitted, field()
+    on = partial(LeastSquaresProblem, targets, evaluator=evaluator, stage="refining")
+    through = race(runners, fitted, on)
+    assert evaluator.spent() == race_cost(runners, len(fitted))
+    kinds = [[each for each in runners if each.is_stock == stock] for stock in (True, False)]
+    for kind, stock in zip(kinds, (True, False), strict=True):
+        left = [each for each in through if each.is_stock == stock]
+        assert len(left) == finalists(len(kind))
+        everywhere = {
+            each.name: np.exp(np.log(on(fitted).trial(each.student).distances).mean()) for each in kind
+        }
+        assert everywhere[left[0].name] < 1.1 * min(everywhere.values())
+    assert [each.mean for each in through] == sorted(each.mean for each in through)
+
+
+def test_a_refinement_from_a_poor_start_ends_as_near_as_one_from_a_good_start():
+    """Where the host's schedules are known."""
+    starts = [("euler", make_sigmas("simple", 4, SD)), ("ipndm", make_sigmas("karras", 4, SD))]
+    targets = run_teacher(
+        Latents.of(two_peaks, latents(24)),
+        [sigmas for _, sigmas in starts],
+        Teacher(scale=20),
+        solvers="euler",
+    )
+    distances = []
+    for solver, sigmas in starts:
+        row = distill(targets, sigmas, solver=solver)
+        refinement = Refinement(targets, row, make_sigmas=schedules())
+        refined = refinement.run()
+        stages = {stage.name: stage for stage in refinement.stages}
+        distances.append(stages[refined.report["refined"]["kept"]].distance)
+        assert refined.best_stock is not None
+        assert refined.error_from() < refined.best_stock.error
+        assert refined.nfe == 4
+    assert max(distances) < 1.5 * min(distances)
+
+
+def test_what_a_refinement_with_a_race_costs_is_known_before():
+    model = Counting()
+    targets, sigmas = taught(latents(8), model)
+    row = distill(targets, sigmas)
+    teacher = plan_teacher(Latents.of(model, latents(8)), sigmas, Teacher(scale=12))
+    plan = plan_refinement(teacher, row, make_sigmas=schedules())
+    assert plan.fitting > plan_refinement(teacher, row).fitting
+    before = model.evaluations
+    refine(targets, row, make_sigmas=schedules())
+    assert model.evaluations - before <= plan.evaluations
