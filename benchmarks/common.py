@@ -26,6 +26,7 @@ from dode_nodes.demo.vae import decode_to_picture
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
+from dode_nodes.sigmas import HOST_RTOL
 
 FIT_SEED, TEST_SEED = 1_000_000, 3_000_000
 """The latents from 2,000,000 on were looked at while the refinement was designed: no number comes from them."""
@@ -105,11 +106,20 @@ def prepare(kind: str, cfg: float, latents: int) -> Bench:
     return Bench(model, cfg, test, *converged(model, test))
 
 
-def converged(model: DemoModel, group: Group) -> tuple[Tensor, float]:
-    """Where a group's latents end, and how much that changes when the steps are halved, RMS."""
+def converged(model: DemoModel, group: Group, start: float | None = None) -> tuple[Tensor, float]:
+    """Where a group's latents end, and how much that changes when the steps are halved, RMS.
+
+    Args:
+        start: the σ that they are at; None for the schedule's highest.
+    """
     sigmas = make_sigmas(_REFERENCE["schedule"][model.kind], _REFERENCE["steps"], model.noise_schedule)
+    scale = _REFERENCE["scale"]
+    if start is not None:
+        scale //= 2  # what is left of the way bends less
+        below = sigmas[sigmas < start * (1 - HOST_RTOL)]
+        sigmas = torch.cat([torch.tensor([start], dtype=sigmas.dtype), below])
     with evaluations_bar(f"{model.kind}: converged solution") as tell:
-        teacher = Teacher(_REFERENCE["solver"], _REFERENCE["scale"])
+        teacher = Teacher(_REFERENCE["solver"], scale, flow=model.kind == "flow")
         targets = run_teacher(Latents([group], MICRO_BATCH), sigmas, teacher, progress=tell)
     return targets.ends[0], targets.own_error
 

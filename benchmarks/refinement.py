@@ -2,8 +2,8 @@
 
 For budgets of network evaluations, on one test set: the best stock sampler × schedule × ending of all that ComfyUI
 has, chosen on the test latents in its favour; the D-ODE row with greedy λ whose solver, schedule and ending were
-chosen on held-out latents; and a row refined end to end, begun with the best of a race and of the rows on the beta schedule. RMS and
-median distance to the converged solution at σ = 0, Fréchet distance to the real digits, and what the fit has cost.
+chosen on held-out latents; and a row refined end to end, begun with the best of a race and of the rows
+on the beta schedule. RMS and median distance to the converged solution at σ = 0, Fréchet distance to the real digits, and what the fit has cost.
 """
 
 from __future__ import annotations
@@ -160,8 +160,14 @@ def tables(
         report = row.report["refined"]
         held_out = [f"{stage['held_out_error']:.3f}" for stage in report["stages"]]
         raced = row.best_stock
-        named = "" if raced is None else f"{raced.sampler}, {raced.scheduler}{_name('', raced.discard_penultimate)}"
-        costs.append((n, named, row.label, report["kept"], ", ".join(held_out), spent, spent / options.fit_latents))
+        named = (
+            ""
+            if raced is None
+            else f"{raced.sampler}, {raced.scheduler}{_name('', raced.discard_penultimate)}"
+        )
+        costs.append(
+            (n, named, row.label, report["kept"], ", ".join(held_out), spent, spent / options.fit_latents)
+        )
     print_table(
         ["evaluations", "best stock of all", "RMS", "median", "Fréchet", "greedy λ, chosen on held-out latents",
          "RMS", "median", "Fréchet", "refined RMS", "median", "Fréchet", "refined / stock",

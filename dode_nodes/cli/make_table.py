@@ -204,6 +204,7 @@ class Embedded:
             recipe,
             teacher=replace(recipe.teacher, flow=model.kind == "flow"),
             settings=dict(recipe.settings) | {"schedule": schedule},
+            make_sigmas=model.make_sigmas,
         )
         latents = demo_latents(
             model,

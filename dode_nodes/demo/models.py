@@ -15,7 +15,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import safetensors.torch
 import torch
@@ -24,8 +24,11 @@ from torch import Tensor, nn
 
 from ..errors import DodeError
 from ..sampling.denoiser import Denoiser, over_latent
-from ..sampling.schedules import NoiseSchedule
-from .networks import LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet
+from ..sampling.schedules import NoiseSchedule, make_sigmas
+from .networks import LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet, UNet
+
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
 
 KINDS = ("eps", "flow")
 
@@ -34,20 +37,22 @@ Network = TypeVar("Network", bound=nn.Module)
 
 @dataclass(frozen=True, eq=False)
 class DemoModel:
-    """A diffusion model of digits. Get one from `load_demo_model`.
+    """A diffusion model of the demo. Get one from `load_demo_model`, or a colour model from `load_colour_model`.
 
     Attributes:
         kind: "eps" predicts the noise ε on Stable Diffusion's schedule, x = x0 + σ·noise; "flow" the
             velocity of a rectified flow, x = (1 − σ)·x0 + σ·noise.
         network: what predicts; evaluated in its weights' dtype, whatever the dtype of x.
         noise_schedule: the σ it was trained on.
+        latent_shape: (C, H, W), that it was trained on.
+        unconditional: the label for nothing in particular; None for a network without labels, which has no guidance.
     """
 
     kind: str
-    network: DigitUNet
+    network: UNet
     noise_schedule: NoiseSchedule
-
-    latent_shape = (LATENT_CHANNELS, 8, 8)
+    latent_shape: tuple[int, int, int] = (LATENT_CHANNELS, 8, 8)
+    unconditional: int | None = UNCONDITIONAL
 
     @property
     def sigmas(self) -> Tensor:
@@ -62,6 +67,10 @@ class DemoModel:
     def sigma_max(self) -> float:
         return self.noise_schedule.sigma_max
 
+    def make_sigmas(self, schedule: str, steps: int, discard_penultimate: bool) -> Tensor:
+        """A schedule of the model's; see `dode_nodes.sampling.schedules.make_sigmas`."""
+        return make_sigmas(schedule, steps, self.noise_schedule, discard_penultimate=discard_penultimate)
+
     def to(self, *args: Any, **kwargs: Any) -> DemoModel:
         """A model with its network elsewhere or in another dtype, as `torch.nn.Module.to`; self stays."""
         return dataclasses.replace(self, network=copy.deepcopy(self.network).to(*args, **kwargs))
@@ -69,8 +78,8 @@ class DemoModel:
     def denoiser(self, cfg: float = 2.0) -> Denoiser:
         """The model in k-diffusion's convention, `model(x, sigma, labels=labels) -> denoised`.
 
-        labels, (B,) int64, come through the sampler's extra_args; other extra_args have no effect. x is
-        (B, 4, H, W) of any floating-point dtype, sigma (B,); denoised has x's shape and dtype.
+        labels, (B,) or (B, …) int64, come through the sampler's extra_args; other extra_args have no effect. x
+        is (B, C, H, W) of any floating-point dtype, sigma (B,); denoised has x's shape and dtype.
 
         Args:
             cfg: scale of classifier-free guidance, D_u + cfg·(D_c − D_u), from one evaluation of 2·B
@@ -81,23 +90,25 @@ class DemoModel:
         """
 
         def denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None, **_: Any) -> Tensor:
-            if labels is None or labels.shape != (len(x),):
+            if self.unconditional is None:
+                return self.denoised(x, sigma)
+            if labels is None or labels.shape[:1] != (len(x),):
                 found = "is missing" if labels is None else f"has the shape {tuple(labels.shape)}"
                 raise DodeError(
-                    f'extra_args["labels"] {found}; it must hold one digit for each of {len(x)} latents'
+                    f'extra_args["labels"] {found}; it must hold one label for each of {len(x)} latents'
                 )
             labels = labels.to(x.device)
             if cfg == 1:
                 return self.denoised(x, sigma, labels)
-            both_labels = torch.cat([torch.full_like(labels, UNCONDITIONAL), labels])
+            both_labels = torch.cat([torch.full_like(labels, self.unconditional), labels])
             both = self.denoised(torch.cat([x, x]), torch.cat([sigma, sigma]), both_labels)
             unconditional, conditional = both.chunk(2)
             return unconditional + cfg * (conditional - unconditional)
 
         return denoise
 
-    def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor) -> Tensor:
-        """D(x; σ) without guidance: x (B, 4, H, W), sigma (B,), labels (B,) with `UNCONDITIONAL` allowed."""
+    def denoised(self, x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
+        """D(x; σ) without guidance: x (B, C, H, W), sigma (B,), labels (B, …), `unconditional` allowed."""
         sigma_x = over_latent(sigma, x)
         network_input = x / (sigma_x**2 + 1).sqrt() if self.kind == "eps" else x
         output = self.network(network_input.to(self.network.dtype), self.timestep(sigma), labels)
@@ -121,7 +132,7 @@ class DemoModel:
         """Initial latents at sigma_max, one for each seed, whatever other seeds there are.
 
         Returns:
-            (len(seeds), 4, 8, 8) on the network's device, scaled as in ComfyUI at full denoise; float64
+            (len(seeds), C, H, W) on the network's device, scaled as in ComfyUI at full denoise; float64
             for a float64 network, else float32. Both are the same noise, drawn in float32 on the CPU.
         """
         drawn = [
@@ -142,7 +153,9 @@ def load_demo_model(
     """
     if kind not in KINDS:
         raise DodeError(f"no demo model is called {kind!r}; there are {', '.join(KINDS)}")
-    network = _load_weights(DigitUNet(), kind).to(device, dtype)
+    network = load_weights(DigitUNet(), _file(kind), f"python -m dode_nodes.demo.train {kind}").to(
+        device, dtype
+    )
     return DemoModel(kind, network, noise_schedule(kind))
 
 
@@ -152,7 +165,7 @@ def load_classifier() -> DigitClassifier:
     Raises:
         DodeError: its weights are missing or unusable.
     """
-    return _load_weights(DigitClassifier(), "classifier")
+    return load_weights(DigitClassifier(), _file("classifier"), "python -m dode_nodes.demo.train classifier")
 
 
 def noise_schedule(kind: str) -> NoiseSchedule:
@@ -160,13 +173,20 @@ def noise_schedule(kind: str) -> NoiseSchedule:
     return NoiseSchedule.stable_diffusion() if kind == "eps" else NoiseSchedule.rectified_flow()
 
 
-def _load_weights(module: Network, name: str) -> Network:
-    """`module` with the weights of this name, for inference."""
-    file = resources.files(__package__) / "weights" / f"{name}.safetensors"
+def _file(name: str) -> Traversable:
+    return resources.files(__package__) / "weights" / f"{name}.safetensors"
+
+
+def load_weights(module: Network, file: Traversable, command: str) -> Network:
+    """`module` with the weights of a file, for inference.
+
+    Raises:
+        DodeError: they are missing, and `command` would make them; or they are another network's.
+    """
     try:
         module.load_state_dict(safetensors.torch.load(file.read_bytes()))
     except FileNotFoundError:
-        raise DodeError(f"{file}: missing; make it with python -m dode_nodes.demo.train {name}") from None
+        raise DodeError(f"{file}: missing; make it with {command}") from None
     except (SafetensorError, RuntimeError) as error:  # not safetensors; another network's weights
         raise DodeError(f"{file}: not the weights of a {type(module).__name__}: {error}") from error
     return module.requires_grad_(False).eval()

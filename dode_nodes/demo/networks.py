@@ -1,8 +1,9 @@
-"""The demo's networks: a class-conditional U-Net for 4×8×8 latents and a classifier for 16×16 images."""
+"""The demo's networks: a U-Net, as the digits have it, and a classifier for 16×16 images."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,58 +18,36 @@ UNCONDITIONAL = CLASSES
 LATENT_CHANNELS = 4
 FEATURES = 64
 
-_CHANNELS = 64  # at the latent's own resolution
-_CHANNELS_BELOW = 96  # at half of it
 _EMBEDDING = 96
 _GROUPS = 8
 
 
-class DigitUNet(nn.Module):
-    """A U-Net of two resolutions, 0.93 million parameters. What its output means is up to its training."""
+class Level(nn.Module):
+    """A resolution of a U-Net and all below it: blocks, half the resolution, blocks beside what was before it.
 
-    def __init__(self) -> None:
+    Args:
+        widths: channels at each resolution, the highest first; at least two.
+        embedding: size of the embedding that every block gets.
+    """
+
+    def __init__(self, widths: Sequence[int], embedding: int) -> None:
         super().__init__()
-        self.time = TimestepEmbedding(_EMBEDDING)
-        self.label = nn.Embedding(CLASSES + 1, _EMBEDDING)
-        self.enter = nn.Conv2d(LATENT_CHANNELS, _CHANNELS, 3, padding=1)
-        self.encoder = nn.ModuleList([ResidualBlock(_CHANNELS, _CHANNELS) for _ in range(2)])
-        self.down = nn.Conv2d(_CHANNELS, _CHANNELS_BELOW, 3, stride=2, padding=1)
-        self.middle = nn.ModuleList(
-            [
-                ResidualBlock(_CHANNELS_BELOW, _CHANNELS_BELOW),
-                SelfAttention(_CHANNELS_BELOW),
-                ResidualBlock(_CHANNELS_BELOW, _CHANNELS_BELOW),
-            ]
-        )
-        self.up = nn.Conv2d(_CHANNELS_BELOW, _CHANNELS, 3, padding=1)
+        here, below = widths[:2]
+        self.encoder = nn.ModuleList([ResidualBlock(here, here, embedding) for _ in range(2)])
+        self.down = nn.Conv2d(here, below, 3, stride=2, padding=1)
+        lowest = [
+            ResidualBlock(below, below, embedding),
+            SelfAttention(below),
+            ResidualBlock(below, below, embedding),
+        ]
+        further = [SelfAttention(below), Level(widths[1:], embedding)] if len(widths) > 2 else lowest
+        self.middle = nn.ModuleList(further)
+        self.up = nn.Conv2d(below, here, 3, padding=1)
         self.decoder = nn.ModuleList(
-            [ResidualBlock(2 * _CHANNELS, _CHANNELS), ResidualBlock(_CHANNELS, _CHANNELS)]
+            [ResidualBlock(2 * here, here, embedding), ResidualBlock(here, here, embedding)]
         )
-        self.leave = nn.Sequential(
-            nn.GroupNorm(_GROUPS, _CHANNELS), nn.SiLU(), nn.Conv2d(_CHANNELS, LATENT_CHANNELS, 3, padding=1)
-        )
-        # At high σ the answer is nearly the input itself, which the normalisations inside cannot pass on.
-        self.input_gain = nn.Linear(_EMBEDDING, LATENT_CHANNELS)
-        for last in (self.leave[-1], self.input_gain):
-            for parameter in last.parameters():
-                nn.init.zeros_(parameter)
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The weights' dtype, in which `x` must come."""
-        return self.enter.weight.dtype
-
-    def forward(self, x: Tensor, timesteps: Tensor, y: Tensor, **_: Any) -> Tensor:
-        """The prediction for `x`, of its shape.
-
-        Args:
-            x: (B, 4, H, W) with even H and W, in the weights' dtype. Trained at 8×8.
-            timesteps: (B,) from 0 to 1000, fractions allowed; float32 or finer, whatever the weights' dtype.
-            y: (B,) int64, a digit or `UNCONDITIONAL`.
-            _: what ComfyUI passes to every network (context, control, transformer_options); has no effect.
-        """
-        embedding = self.time(timesteps) + self.label(y)
-        h = self.enter(x)
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
         for block in self.encoder:
             h = block(h, embedding)
         skip = h
@@ -79,8 +58,64 @@ class DigitUNet(nn.Module):
         h = torch.cat([h, skip], dim=1)
         for block in self.decoder:
             h = block(h, embedding)
+        return h
+
+
+class UNet(Level):
+    """A U-Net that knows the timestep. What its output means is up to its training.
+
+    Args:
+        channels: of x.
+        widths: channels at each resolution, the highest first; at least two.
+        embedding: size of the embedding of the timestep.
+        label: embeds what a latent is to show, (B, …) to (B, embedding).
+    """
+
+    def __init__(
+        self, channels: int, widths: Sequence[int], embedding: int, label: nn.Module | None = None
+    ) -> None:
+        super().__init__(widths, embedding)
+        self.time = TimestepEmbedding(embedding)
+        self.label = label
+        self.enter = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.leave = nn.Sequential(
+            nn.GroupNorm(_GROUPS, widths[0]), nn.SiLU(), nn.Conv2d(widths[0], channels, 3, padding=1)
+        )
+        # At high σ the answer is nearly the input itself, which the normalisations inside cannot pass on.
+        self.input_gain = nn.Linear(embedding, channels)
+        for last in (self.leave[-1], self.input_gain):
+            for parameter in last.parameters():
+                nn.init.zeros_(parameter)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype, in which `x` must come."""
+        return self.enter.weight.dtype
+
+    def forward(  # type: ignore[override] # a network is called with other things than a block
+        self, x: Tensor, timesteps: Tensor, y: Tensor | None = None, **_: Any
+    ) -> Tensor:
+        """The prediction for `x`, of its shape.
+
+        Args:
+            x: (B, C, H, W), in the weights' dtype; H and W divide by 2 for each resolution but the first.
+            timesteps: (B,) from 0 to 1000, fractions allowed; float32 or finer, whatever the weights' dtype.
+            y: (B, …), what the latents are to show, for a network with `label`.
+            _: what ComfyUI passes to every network (context, control, transformer_options); has no effect.
+        """
+        embedding = self.time(timesteps)
+        if self.label is not None:
+            embedding = embedding + self.label(y)
+        h = super().forward(self.enter(x), embedding)
         prediction: Tensor = self.leave(h) + self.input_gain(embedding)[:, :, None, None] * x
         return prediction
+
+
+class DigitUNet(UNet):
+    """The digits' U-Net, 0.93 million parameters, trained on 4×8×8. Its `y` is (B,) int64, a digit or `UNCONDITIONAL`."""
+
+    def __init__(self) -> None:
+        super().__init__(LATENT_CHANNELS, (64, 96), _EMBEDDING, nn.Embedding(CLASSES + 1, _EMBEDDING))
 
 
 class TimestepEmbedding(nn.Module):
@@ -103,22 +138,24 @@ class TimestepEmbedding(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """Two convolutions; the embedding scales and shifts what lies between them (FiLM)."""
+    """Two convolutions; the embedding, if there is one, scales and shifts what lies between them (FiLM)."""
 
-    def __init__(self, channels_in: int, channels_out: int) -> None:
+    def __init__(self, channels_in: int, channels_out: int, embedding: int | None = None) -> None:
         super().__init__()
         self.norm_1 = nn.GroupNorm(_GROUPS, channels_in)
         self.convolution_1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
-        self.film = nn.Linear(_EMBEDDING, 2 * channels_out)
+        self.film = nn.Linear(embedding, 2 * channels_out) if embedding else None
         self.norm_2 = nn.GroupNorm(_GROUPS, channels_out)
         self.convolution_2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         same = channels_in == channels_out
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        h = self.convolution_1(functional.silu(self.norm_1(x)))
-        scale, shift = self.film(functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
-        h = self.convolution_2(functional.silu(self.norm_2(h) * (1 + scale) + shift))
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        h = self.norm_2(self.convolution_1(functional.silu(self.norm_1(x))))
+        if self.film is not None and embedding is not None:
+            scale, shift = self.film(functional.silu(embedding))[:, :, None, None].chunk(2, dim=1)
+            h = h * (1 + scale) + shift
+        h = self.convolution_2(functional.silu(h))
         sum_of_both: Tensor = self.skip(x) + h
         return sum_of_both
 

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import trange
 
 from ..tables import safefile
@@ -29,6 +31,7 @@ BATCH = 64
 LEARNING_RATE = 2e-3
 LABEL_DROPOUT = 0.1
 EMA_DECAY = 0.998
+CHECKPOINT_EVERY = 100
 HELD_OUT = 360
 """Digits, a fifth, that the classifier does not train on."""
 
@@ -119,21 +122,34 @@ def train_classifier(steps: int) -> tuple[DigitClassifier, dict[str, str]]:
     return network, {"loss": f"{last_loss:.5f}", "held_out_accuracy": f"{right.float().mean():.4f}"}
 
 
-def optimise(network: nn.Module, loss: Callable[[], Tensor], steps: int) -> float:
+def optimise(
+    network: nn.Module,
+    loss: Callable[[], Tensor],
+    steps: int,
+    *,
+    peak: float = LEARNING_RATE,
+    checkpoint: Path | None = None,
+) -> float:
     """Minimises `loss` and leaves the weights' exponential moving average in `network`.
+
+    Args:
+        loss: of a batch that it draws itself, by torch's own generator.
+        steps: in all, those before a checkpoint included; the learning rate falls to nothing towards the last.
+        peak: the highest learning rate.
+        checkpoint: a file that is written every `CHECKPOINT_EVERY` steps. Where there is one, training goes on
+            from it, to the same end as if it had never stopped.
 
     Returns:
         The mean loss of the last tenth of the steps.
     """
-    optimiser = torch.optim.AdamW(
-        network.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.99), weight_decay=0.01
-    )
+    optimiser = torch.optim.AdamW(network.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
+    average = AveragedModel(network, multi_avg_fn=_average)
+    state = {"network": network, "average": average, "optimiser": optimiser}
+    losses = read_checkpoint(checkpoint, state) if checkpoint else []
     rate = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, LEARNING_RATE, total_steps=steps, pct_start=0.05, cycle_momentum=False
+        optimiser, peak, total_steps=steps, pct_start=0.05, cycle_momentum=False, last_epoch=len(losses) - 1
     )
-    average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(EMA_DECAY))  # type: ignore[no-untyped-call]
-    losses = []
-    bar = trange(steps)
+    bar = trange(len(losses), steps, initial=len(losses), total=steps)
     for step in bar:
         current = loss()
         optimiser.zero_grad()
@@ -145,9 +161,41 @@ def optimise(network: nn.Module, loss: Callable[[], Tensor], steps: int) -> floa
         losses.append(current.item())
         if step % 50 == 0:
             bar.set_postfix(loss=f"{sum(losses[-50:]) / len(losses[-50:]):.4f}")
+        if checkpoint and (step + 1) % CHECKPOINT_EVERY == 0:
+            write_checkpoint(checkpoint, state, losses)
     network.load_state_dict(average.module.state_dict())
     last = losses[-max(steps // 10, 1) :]
     return sum(last) / len(last)
+
+
+def _average(
+    average: tuple[Tensor, ...] | list[Tensor],
+    current: tuple[Tensor, ...] | list[Tensor],
+    updates: Tensor | int,
+) -> None:
+    """An exponential moving average over at most a tenth of the steps so far: a short training forgets its start."""
+    torch._foreach_lerp_(average, current, max(1 - EMA_DECAY, 9 / (10 + int(updates))))
+
+
+def write_checkpoint(path: Path, state: Mapping[str, Any], losses: Sequence[float]) -> None:
+    """What training needs to go on: the states of what has one, torch's generator, and the losses so far."""
+    content = {name: part.state_dict() for name, part in state.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    torch.save(content | {"generator": torch.get_rng_state(), "losses": list(losses)}, part)
+    os.replace(part, path)
+
+
+def read_checkpoint(path: Path, state: Mapping[str, Any]) -> list[float]:
+    """Puts back what `write_checkpoint` wrote, where there is such a file; the losses so far."""
+    if not path.exists():
+        return []
+    content = torch.load(path, weights_only=True)
+    for name, part in state.items():
+        part.load_state_dict(content[name])
+    torch.set_rng_state(content["generator"])
+    losses: list[float] = content["losses"]
+    return losses
 
 
 # --- Command line ---------------------------------------------------------------------------------------
@@ -171,19 +219,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
         network, facts = train_classifier(steps)
     else:
         network, facts = train_diffusion(options.network, steps)
-    metadata = {
+    facts = {
         "seed": str(options.seed),
         "command": f"python -m dode_nodes.demo.train {options.network} --seed {options.seed} --steps {steps}",
         "dataset": DATASET,
         "steps": str(steps),
-        "parameters": str(sum(parameter.numel() for parameter in network.parameters())),
-        "torch": torch.__version__,
         **facts,
     }
+    write_weights(options.out / f"{options.network}.safetensors", network, facts)
+
+
+def write_weights(path: Path, network: nn.Module, facts: Mapping[str, str]) -> None:
+    """A file of weights in float16 and statistics in float32, with where they come from."""
     weights = {name: parameter.detach().half() for name, parameter in network.named_parameters()}
     tensors = weights | {name: buffer.float() for name, buffer in network.named_buffers()}
-    path = options.out / f"{options.network}.safetensors"
-    options.out.mkdir(parents=True, exist_ok=True)
+    metadata = {
+        **facts,
+        "parameters": str(sum(parameter.numel() for parameter in network.parameters())),
+        "torch": torch.__version__,
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
     safefile.write(path, {name: tensor.numpy() for name, tensor in tensors.items()}, metadata, overwrite=True)
     print(path, metadata)
 

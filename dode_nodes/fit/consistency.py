@@ -6,6 +6,7 @@ batch break it without an error.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from ..errors import DodeError
 from .evaluator import Evaluator
 from .latents import Latents, MicroBatch, root_mean_square
+from .memory import is_out_of_memory
 from .progress import Progress
+from .runs import Tape
 
 _STEPS = 5
 """Of a run whose last answer is compared: caches watch some steps before they leave one out."""
@@ -27,7 +30,7 @@ _OTHER_BATCH, _OTHER_BATCH_IN_HALF = 1e-4, 1e-2  # relative RMS
 
 def consistency_cost(latents: Latents) -> int:
     """What ``check_consistency`` takes at most, in evaluations of one latent."""
-    return sum(2 * _STEPS * len(batch.x) + 1 for batch in _trials(latents))
+    return sum((2 * _STEPS + 2) * len(batch.x) for batch in _trials(latents))
 
 
 def check_consistency(
@@ -35,8 +38,8 @@ def check_consistency(
 ) -> None:
     """Refuse a model that remembers what it was asked, or that mixes the latents of a batch.
 
-    The same state is asked about at the same step of two runs, after other latents in one than in the other. (What
-    a model does may depend on the step: scheduled hooks count them.)
+    The same state is asked about at the same step of three runs, after other latents in one than in another, and
+    after none in a third that begins there. (What a model does may depend on the step: scheduled hooks count them.)
 
     Args:
         latents: of the fit; two of every group are tried.
@@ -54,27 +57,34 @@ def check_consistency(
         for batch in _trials(latents):
             states = _some_states(batch, sigma)
             others = [(-x, at) for x, at in states[:-1]]
+            answers = _answers(batch, states, evaluator, named)
             try:
-                answers = _asked(batch, states, evaluator)
                 after_others = _asked(batch, [*others, states[-1]], evaluator)
                 alone = _asked_alone(batch, states[0], evaluator)
-            except torch.OutOfMemoryError:
-                raise
             except RuntimeError as error:
+                if is_out_of_memory(error):
+                    raise
                 raise DodeError(
                     f"remove the cache of earlier steps from the model{named}: with it, the model fails on a second "
                     f"latent: {error}"
                 ) from error
             if not _same(answers[-1], after_others[-1], dtype):
                 raise DodeError(
-                    "remove the cache of earlier steps (such as EasyCache or TeaCache) or the guidance with momentum "
-                    f"from the model{named}: with it, the network gives different results for the same latent, and "
-                    "nothing can be fitted. You can put it back when you sample with the table"
+                    "remove the cache of earlier steps (such as EasyCache or TeaCache), the guidance with momentum or "
+                    f"the random patch (such as token merging) from the model{named}: with it, the network gives "
+                    "different results for the same latent, and nothing can be fitted. You can put it back when you "
+                    "sample with the table"
                 )
-            if len(batch.x) > 1 and not _alike(answers[0][:1], alone, dtype):
+            if not _alike(answers[0], alone, dtype):
                 raise DodeError(
                     f"set micro_batch to 1: with the guidance on this model{named}, the latents of a batch affect each "
                     "other. A model that makes one video of a batch cannot be distilled"
+                )
+            entered = _asked(batch, states, evaluator, answers[:-1])
+            if not _same(answers[-1], entered[-1], dtype):
+                raise DodeError(
+                    f"use other guidance to distil{named}: this one depends on the earlier steps of a run, as adaptive "
+                    "guidance does, but a fit begins many runs in the middle"
                 )
 
 
@@ -82,7 +92,7 @@ def _trials(latents: Latents) -> list[MicroBatch]:
     """Of every group the first two latents, or one where latents are evaluated one at a time."""
     size = min(_LATENTS, latents.micro_batch or _LATENTS)
     firsts: dict[int, MicroBatch] = {}
-    for batch in Latents(latents.groups, size).batches():
+    for batch in Latents(latents.groups, size, latents.limit).batches():
         firsts.setdefault(batch.place, batch)
     return list(firsts.values())
 
@@ -98,9 +108,11 @@ def _some_states(batch: MicroBatch, sigma: float) -> list[State]:
     return [(noise * at, at) for at in (*sigmas, sigmas[-1] * _LAST_STEP)]
 
 
-def _asked(batch: MicroBatch, states: list[State], evaluator: Evaluator) -> list[Tensor]:
-    """The answers to some states, in a run of their own."""
-    model = evaluator.on(batch, "checking the model")
+def _asked(
+    batch: MicroBatch, states: list[State], evaluator: Evaluator, played: Sequence[Tensor] = ()
+) -> list[Tensor]:
+    """The answers to some states, in a run of their own; those played are known, so it begins after them."""
+    model = Tape(evaluator.on(batch, "checking the model"), played)
     answers: list[Tensor] = []
 
     def sample(extra_args: dict[str, Any]) -> Tensor:
@@ -113,10 +125,32 @@ def _asked(batch: MicroBatch, states: list[State], evaluator: Evaluator) -> list
     return answers
 
 
+def _answers(batch: MicroBatch, states: list[State], evaluator: Evaluator, named: str) -> list[Tensor]:
+    """The same, for the first time.
+
+    Raises:
+        DodeError: the model cannot be asked about several latents at once.
+    """
+    try:
+        return _asked(batch, states, evaluator)
+    except (RuntimeError, LookupError, TypeError, ValueError) as error:
+        if is_out_of_memory(error) or len(batch.x) == 1:
+            raise
+        _asked_alone(batch, states[0], evaluator)  # what fails here, too, fails in any sampler
+        raise DodeError(
+            f"set micro_batch to 1: this model{named} fails on several latents at once: {error}"
+        ) from error
+
+
 def _asked_alone(batch: MicroBatch, state: State, evaluator: Evaluator) -> Tensor:
+    """The answers to a state, each latent's in a run of its own."""
     x, sigma = state
-    first = MicroBatch(batch.group, batch.place, batch.indices[:1], batch.numbers[:1], batch.x[:1])
-    return _asked(first, [(x[:1], sigma)], evaluator)[0]
+    alone = []
+    for i in range(len(x)):
+        only = slice(i, i + 1)
+        one = MicroBatch(batch.group, batch.place, batch.indices[only], batch.numbers[only], batch.x[only])
+        alone += _asked(one, [(x[only], sigma)], evaluator)
+    return torch.cat(alone)
 
 
 def _same(a: Tensor, b: Tensor, dtype: torch.dtype) -> bool:

@@ -1,4 +1,5 @@
-"""The one place where a fit evaluates the network: it counts, reports progress, and stops at the first NaN."""
+"""The one place where a fit evaluates the network: it counts, reports progress, stops at the first NaN,
+and goes on in smaller parts where memory runs out."""
 
 from __future__ import annotations
 
@@ -47,7 +48,19 @@ class _Watched(DenoiserProxy):
         self._stage = stage
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        denoised: Tensor = self._model(x, sigma, **extra_args)
+        sigma = sigma.expand(len(x))
+
+        def ask(part: slice) -> Tensor:
+            args = self._batch.arguments_of(part, extra_args)
+            return self._checked(self._model(x[part], sigma[part], **args), x[part], float(sigma[0]))
+
+        def count(denoised: Tensor) -> None:
+            self._evaluator.count(self._batch, self._stage, denoised)
+
+        return self._batch.limit.evaluate(x, ask, count)
+
+    def _checked(self, denoised: object, x: Tensor, sigma: float) -> Tensor:
+        """The model's answer about ``x``, if it is one."""
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             what = tuple(denoised.shape) if isinstance(denoised, Tensor) else type(denoised).__name__
             raise DodeError(
@@ -55,8 +68,7 @@ class _Watched(DenoiserProxy):
             )
         if not denoised.isfinite().all():
             raise NotFinite(
-                f"the model returned NaN or infinite values at σ = {float(sigma.flatten()[0]):.6g} "
+                f"the model returned NaN or infinite values at σ = {sigma:.6g} "
                 f"({self._stage}). If the model runs in half precision, try fp32 or bf16"
             )
-        self._evaluator.count(self._batch, self._stage, denoised)
         return denoised

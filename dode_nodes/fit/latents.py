@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import DodeError
 from ..sampling.denoiser import Denoiser
+from .memory import BatchLimit
 from .ranks import gather, share
 
 ExtraArgs = dict[str, Any] | Callable[[Tensor], dict[str, Any]] | None
@@ -56,6 +57,7 @@ class MicroBatch:
         numbers: theirs over all groups, ``[m]``, int64.
         x: their initial states, ``[m, C, *spatial]``.
         stand_for: latents of all ranks for each of this rank's, to tell of progress.
+        limit: how many of them fit into memory at once.
     """
 
     group: Group
@@ -64,18 +66,33 @@ class MicroBatch:
     numbers: Tensor
     x: Tensor = field(repr=False)
     stand_for: float = 1.0
+    limit: BatchLimit = field(default_factory=BatchLimit, repr=False)
 
     def extra_args(self) -> dict[str, Any]:
         """Fresh arguments for one run: samplers may write into them."""
         args = self.group.extra_args
-        fresh: dict[str, Any] = _fresh(args(self.indices) if callable(args) else args or {})
-        return fresh
+        return _fresh_arguments(args(self.indices) if callable(args) else args or {})
+
+    def arguments_of(self, part: slice, extra_args: dict[str, Any]) -> dict[str, Any]:
+        """A run's arguments for a part of its latents."""
+        args = self.group.extra_args
+        if (
+            self.group.around is not None
+            or not callable(args)
+            or len(self.indices[part]) == len(self.indices)
+        ):
+            return extra_args
+        return _fresh_arguments(args(self.indices[part]))
 
     def run(self, sample: Sample, sigmas: Tensor) -> Tensor:
         """A run of a sampler over these latents, as the model's host has it."""
         if self.group.around is None:
             return sample(self.extra_args())
         return self.group.around(sample, self.indices, sigmas)
+
+
+def _fresh_arguments(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: _fresh(value) for name, value in arguments.items()}
 
 
 def _fresh(value: Any) -> Any:
@@ -93,6 +110,7 @@ class Latents:
         groups: at least one; their latents may differ in shape.
         micro_batch: how many latents are evaluated at a time, of one group; None for a group at a time.
             What is found is the same, to rounding.
+        limit: where it is noted how many fit into memory at once; see ``memory``.
 
     Raises:
         DodeError: there is no latent, or something is not one.
@@ -100,6 +118,7 @@ class Latents:
 
     groups: Sequence[Group]
     micro_batch: int | None = None
+    limit: BatchLimit = field(default_factory=BatchLimit, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))
@@ -179,7 +198,8 @@ class Latents:
             for part in torch.split(indices, self.micro_batch or len(group.x)):
                 if len(part):
                     x = group.x[part.to(group.x.device)]
-                    batches.append(MicroBatch(group, place, part, part + first, x, len(wanted) / len(mine)))
+                    stand_for = len(wanted) / len(mine)
+                    batches.append(MicroBatch(group, place, part, part + first, x, stand_for, self.limit))
             first += len(group.x)
         return batches
 

@@ -174,7 +174,8 @@ class Refinement:
     def _starts(self) -> Iterator[tuple[str, Student]]:
         """Those of the family, and the race's best."""
         yield from self._family.starts.items()
-        for entrant in race(self._scope.runners, self._fit.numbers, self._on):
+        runners = self._scope.runners if self.plan.raced else []
+        for entrant in race(runners, self._fit.numbers, self._on):
             yield entrant.name, entrant.student
             self._note_stock(entrant)
 
@@ -187,7 +188,7 @@ class Refinement:
 
     @property
     def _leaders(self) -> int:
-        return LEADERS if self._scope.runners else 1
+        return LEADERS if self.plan.raced else 1
 
     def _descend(self, leaders: Sequence[tuple[str, Played]]) -> Iterator[tuple[str, Played]]:
         """Each one Jacobian, then the one that is nearest all the others."""

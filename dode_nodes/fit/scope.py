@@ -38,6 +38,7 @@ class Plan:
     Attributes:
         fitted: latents that are fitted.
         jacobians: at most, of weights and σ.
+        raced: whether starts are raced first.
         widened: whether the family is widened then.
         fitting: evaluations of one latent each, at most: what a budget is compared with.
         checking: those of runs from later steps, at most.
@@ -45,6 +46,7 @@ class Plan:
 
     fitted: int
     jacobians: int
+    raced: bool
     widened: bool
     fitting: int
     checking: int
@@ -111,27 +113,28 @@ class Scope:
             f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
         )
 
-    def _preferred(self) -> list[tuple[int, int, bool]]:
-        """(fitted latents, Jacobians, widened), the most wanted first."""
-        most, wide = self.latents - self.held, self.family.history
+    def _preferred(self) -> list[tuple[int, int, bool, bool]]:
+        """(fitted latents, Jacobians, raced, widened), the most wanted first."""
+        most, wide, raced = self.latents - self.held, self.family.history, bool(self.runners)
         few = min(FEW_LATENTS, most)
         return [
-            (most, JACOBIANS, wide),
-            *((fitted, JACOBIANS, False) for fitted in range(most, few - 1, -1)),
-            *((few, jacobians, False) for jacobians in range(JACOBIANS - 1, 0, -1)),
-            *((fitted, 1, False) for fitted in range(few - 1, 0, -1)),
+            (most, JACOBIANS, raced, wide),
+            *((fitted, JACOBIANS, raced, False) for fitted in range(most, few - 1, -1)),
+            *((few, jacobians, False, False) for jacobians in range(JACOBIANS, 0, -1)),
+            *((fitted, 1, False, False) for fitted in range(few - 1, 0, -1)),
         ]
 
-    def _plan(self, fitted: int, jacobians: int, widened: bool) -> Plan:
-        kinds = [sum(each.is_stock == stock for each in self.runners) for stock in (True, False)]
+    def _plan(self, fitted: int, jacobians: int, raced: bool, widened: bool) -> Plan:
+        runners = self.runners if raced else []
+        kinds = [sum(each.is_stock == stock for each in runners) for stock in (True, False)]
         starts = self.family.most_starts + sum(map(finalists, kinds))
-        leaders = min(LEADERS, starts) if self.runners else 1
+        leaders = min(LEADERS, starts) if runners else 1
         member = max(
-            [*self.family.starts.values(), *(each.student for each in self.runners)],
+            [*self.family.starts.values(), *(each.student for each in runners)],
             key=lambda student: student.queries,
         )
         n = member.evaluations
-        cost = starts * n * (fitted + self.held) + race_cost(self.runners, fitted)
+        cost = starts * n * (fitted + self.held) + race_cost(runners, fitted)
         cost += (leaders - 1 + jacobians) * self._descent(member, fitted)
         if widened:
             begun = with_start(member)
@@ -139,7 +142,7 @@ class Scope:
             prior = GaussianPrior(np.zeros(1), np.ones((2, 1, 1)))
             for student in (begun, wide, with_gaussian(wide, prior)):
                 cost += n * fitted + WIDE_JACOBIANS * self._descent(student, fitted)
-        return Plan(fitted, jacobians, widened, cost, self.checking)
+        return Plan(fitted, jacobians, raced, widened, cost, self.checking)
 
     def _descent(self, student: Student, fitted: int) -> int:
         """Of one Jacobian at most: its differences, its steps, and a look at the latents held out."""

@@ -27,6 +27,8 @@ def table_text(table: LambdaTable) -> str:
     facts = [f"table {shown_hash(table.sha256)}"]
     if model:
         facts.append(f"model: {_facts(model)}")
+    if samples := table.model.get("fingerprint", {}).get("samples"):
+        facts.append(f"fingerprint: {len(samples)} samples of the weights")
     if layout := table.model.get("fingerprint", {}).get("layout"):
         facts.append(f"fingerprint: {_printable(shown_hash(layout))}")
     if weights := table.model.get("patches", {}).get("weights"):

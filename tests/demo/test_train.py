@@ -6,7 +6,9 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
+from dode_nodes.demo import train
 from dode_nodes.demo.networks import DigitClassifier, DigitUNet
 from dode_nodes.demo.train import enlarge, main, random_transforms
 
@@ -56,3 +58,27 @@ def test_variations_are_small():
     corner = transforms @ torch.tensor([1.0, 1.0, 1.0])
     moved = (corner - 1).norm(dim=1) * 8  # in pixels of the 16
     assert 0.5 < moved.mean() < 2
+
+
+def test_an_interrupted_training_ends_as_if_it_had_never_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(train, "CHECKPOINT_EVERY", 2)
+
+    def run(checkpoint=None, batches=7):
+        """Train a little network for 7 steps, if there are batches enough."""
+        torch.manual_seed(0)
+        network, left = nn.Linear(3, 1), iter(range(batches))
+
+        def loss():
+            next(left)
+            x = torch.randn(4, 3)
+            return (network(x) - x.prod(dim=1, keepdim=True)).square().mean()
+
+        last_loss = train.optimise(network, loss, 7, checkpoint=checkpoint)
+        return network.weight, last_loss
+
+    weight, last_loss = run()
+    with pytest.raises(StopIteration):
+        run(tmp_path / "checkpoints" / "network.pt", batches=5)
+    again, last_loss_again = run(tmp_path / "checkpoints" / "network.pt", batches=3)
+    assert torch.equal(weight, again)
+    assert last_loss == last_loss_again

@@ -67,6 +67,29 @@ def test_what_remembers_is_refused(kind):
         check(Latents([good, Group(kind(), latents(4))]))
 
 
+def test_what_counts_the_steps_of_a_run_is_refused():
+    """As guidance that ends after some evaluations does; fits go on in the middle of runs."""
+
+    class Counting:
+        evaluated = 0
+
+        def around(self, sample, indices, sigmas):
+            self.evaluated = 0
+            return sample({})
+
+        def __call__(self, x, sigma):
+            self.evaluated += 1
+            return two_peaks(x, sigma) * (1 if self.evaluated < 4 else 0.9)
+
+    counting = Counting()
+    with pytest.raises(
+        DodeError, match=r"use other guidance to distil \(Mine\): .* begins many runs in the middle"
+    ):
+        check(Latents([Group(counting, latents(4), around=counting.around)]), suspects="Mine")
+    counting.skip_evaluation = lambda x, sigma: setattr(counting, "evaluated", counting.evaluated + 1)
+    check(Latents([Group(counting, latents(4), around=counting.around)]))
+
+
 def mixing(share, dtype=torch.float64):
     def model(x, sigma):
         denoised = two_peaks(x.double(), sigma.double())
@@ -80,6 +103,35 @@ def test_what_mixes_a_batch_is_refused_but_for_one_latent_at_a_time():
         check(Latents.of(mixing(0.1), latents(4)))
     check(Latents.of(mixing(0.1), latents(4), micro_batch=1))
     check(Latents.of(mixing(0.1), latents(1)))
+
+
+def test_what_mixes_all_but_the_first_is_refused():
+    """As guidance that grows along a video does."""
+
+    def growing(x, sigma):
+        share = torch.linspace(0, 0.1, len(x), dtype=x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return (1 + share) * two_peaks(x, sigma)
+
+    with pytest.raises(DodeError, match="set micro_batch to 1"):
+        check(Latents.of(growing, latents(4)))
+    check(Latents.of(growing, latents(4), micro_batch=1))
+
+
+@pytest.mark.parametrize("kind", [RuntimeError, IndexError])
+def test_what_fails_on_a_batch_is_refused_but_for_one_latent_at_a_time(kind):
+    def for_one(x, sigma):
+        if len(x) > 1:
+            raise kind("the size of tensor a (6) must match")
+        return two_peaks(x, sigma)
+
+    def broken(x, sigma):
+        raise RuntimeError("it is broken")
+
+    with pytest.raises(DodeError, match=r"set micro_batch to 1: .*must match"):
+        check(Latents.of(for_one, latents(4)))
+    check(Latents.of(for_one, latents(4), micro_batch=1))
+    with pytest.raises(RuntimeError, match="it is broken"):
+        check(Latents.of(broken, latents(4)))
 
 
 def test_rounding_that_differs_between_batches_is_no_mixing():

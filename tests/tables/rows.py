@@ -88,7 +88,10 @@ models = objects(
     shift=maybe,
     sigma_min=maybe,
     sigma_max=maybe,
-    fingerprint=st.fixed_dictionaries({"layout": names, "values": st.lists(numbers, max_size=48)}),
+    fingerprint=st.fixed_dictionaries({"layout": names, "values": st.lists(numbers, max_size=48)})
+    | st.fixed_dictionaries(
+        {"ascending": counts, "samples": st.lists(st.lists(numbers, min_size=16, max_size=16), max_size=2)}
+    ),
     patches=st.fixed_dictionaries({"weights": counts, "strengths": st.lists(numbers, max_size=3)}),
 )
 stages = st.fixed_dictionaries(

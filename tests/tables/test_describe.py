@@ -164,6 +164,11 @@ def test_a_fingerprint_is_named_not_printed() -> None:
     assert "with LoRAs or patches on 722 weights" in text
     assert not any(f"{value:g}" in text for value in values)
 
+    sampled = {"fingerprint": {"ascending": 0, "samples": [[0.625, *range(15)], [0.625, *range(15)]]}}
+    text = table_text(LambdaTable([row_of(weights=np.zeros(3))], sampled))
+    assert "fingerprint: 2 samples of the weights" in text
+    assert "0.625" not in text
+
 
 def test_json_is_all_of_a_table() -> None:
     table = LambdaTable([row()], {"family": "SD15"}, unknown={"x": 1})

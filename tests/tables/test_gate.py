@@ -110,8 +110,28 @@ KNOWN = {
         "sigma_min": MAYBE_NUMBERS,
         "sigma_max": MAYBE_NUMBERS,
         "fingerprint": (
-            [{}, {"layout": "89cb", "values": [0.1, 2, None], "more_values": [1.5]}, {"x": 1}],
-            [None, "89cb", [], {"layout": 3}, {"layout": None}, {"values": ["0.1"]}, {"values": 0.1}],
+            [
+                {},
+                {"samples": [[0.5] * 16, [-1, *range(15)]], "ascending": 3},
+                {"samples": []},
+                {"layout": "89cb", "values": [0.1, 2, None], "more_values": [1.5]},
+                {"x": 1},
+            ],
+            [
+                *(None, "89cb", [], {"layout": 3}, {"layout": None}, {"values": ["0.1"]}, {"values": 0.1}),
+                *(
+                    {"samples": None},
+                    {"samples": [0.5]},
+                    {"samples": [[0.5] * 15]},
+                    {"samples": [[None] * 16]},
+                ),
+                *(
+                    {"samples": [["0.5"] * 16]},
+                    {"samples": [[0.5] * 16] * 1001},
+                    {"ascending": -1},
+                    {"ascending": 0.5},
+                ),
+            ],
         ),
         "patches": (
             [{}, {"weights": 722, "strengths": [0.5, 1]}],

@@ -17,10 +17,10 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...fit.pipeline import Recipe
 from ...sampling.solvers import use_host
+from .guiders import Conditioning, cfg_guider
 from .host_samplers import host_sampler
-from .job import Distillation, Reporter, Request, schedule
+from .job import Distillation, Reporter, Request, schedule, schedules_of
 from .model_facts import is_flow
-from .prompts import Conditioning
 
 _SIZE = (512, 512)
 _PIXELS = 8  # per number of a latent, along a side
@@ -40,12 +40,10 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
         names = ", ".join(comfy.samplers.SCHEDULER_NAMES)
         raise DodeError(f"no schedule is called '{scheduler}'; this ComfyUI has {names}")
     *positives, negative = _encoded(clip, [*options.prompt, options.negative or ""])
+    recipe = replace(recipe, make_sigmas=schedules_of(model))
     return Distillation(
         Request(
-            model=model,
-            conditionings=positives,
-            negative=negative,
-            cfg=options.cfg,
+            guiders=[cfg_guider(model, positive, negative, options.cfg) for positive in positives],
             latent=comfy.sample.fix_empty_latent_channels(model, latent),
             latents=options.latents,
             seed=options.seed,

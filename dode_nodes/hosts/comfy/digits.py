@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...demo.models import load_demo_model
-from ...demo.networks import LATENT_CHANNELS, UNCONDITIONAL, DigitUNet
+from ...demo.networks import LATENT_CHANNELS, UNCONDITIONAL, UNet
 from ...demo.vae import SCALE, SHIFT, decode_to_picture, encode
 
 ENLARGE = 4
@@ -44,7 +44,7 @@ class DigitConfig(comfy.supported_models_base.BASE):
 class ClassFromContext(nn.Module):
     """Hands the network its class, which ComfyUI carries as a conditioning of one number."""
 
-    def __init__(self, network: DigitUNet) -> None:
+    def __init__(self, network: UNet) -> None:
         super().__init__()
         self.network = network
 

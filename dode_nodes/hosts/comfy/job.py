@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import comfy.samplers
 import numpy as np
@@ -16,24 +16,21 @@ from ...errors import DodeError
 from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.evaluator import Evaluator
 from ...fit.latents import Latents, in_order
+from ...fit.memory import BatchLimit
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress
+from ...fit.race import MakeSigmas
 from ...fit.runs import Run
-from ...sampling.denoiser import DodeDenoiser, row_corrections
+from ...sampling.sample import corrected
 from ...sampling.solvers import resolve
 from ...sigmas import HOST_RTOL, check_schedules, same_sigma
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
-from .model_facts import check_no_cache, is_flow, model_facts, wrapper_names
-from .prompts import (
-    Conditioning,
-    GuidedModel,
-    cfg_guider,
-    initial_states,
-    micro_batch_that_fits,
-    noise_per_latent,
-    one_prompt_per_row,
-)
+from .attached import attached_names
+from .guiders import Guider, guidance_scale, one_prompt_per_row
+from .model_facts import check_no_cache, computing_dtype, is_flow, model_facts
+from .prompts import GuidedModel, micro_batch_that_fits, noise_per_latent
+from .streams import packed, unpacked
 
 
 class Reporter(Protocol):
@@ -58,34 +55,42 @@ class Request:
     """What to distil.
 
     Attributes:
-        conditionings: the positives, each taking an equal share of the latents.
-        latent: an empty latent of the size to distil at, ``[1, C, *spatial]``.
+        guiders: of one model; each takes an equal share of the latents, and a batched prompt's rows share it.
+        latent: an empty latent of the size to distil at, ``[1, C, *spatial]``, or of several streams.
         latents: how many noises to draw from ``seed``.
         schedules: the students'.
         recipe: what to fit, and how.
         micro_batch: latents evaluated at a time; 0 for what fits.
     """
 
-    model: ModelPatcher
-    conditionings: Sequence[Conditioning]
-    negative: Conditioning
-    cfg: float
-    latent: torch.Tensor
+    guiders: Sequence[Guider]
+    latent: Any
     latents: int
     seed: int
     schedules: Sequence[Schedule]
     recipe: Recipe
     micro_batch: int = 0
 
+    @property
+    def model(self) -> ModelPatcher:
+        """The guiders'."""
+        model: ModelPatcher = self.guiders[0].model_patcher
+        return model
+
 
 @dataclass(frozen=True)
 class Distilled:
-    """The table, and the held-out latents by teacher, D-ODE and stock solver over the first schedule."""
+    """The table, and the held-out latents by teacher, D-ODE and stock solver over the first schedule.
+
+    Attributes:
+        remarks: what the user should know afterwards, one line each.
+    """
 
     table: LambdaTable
-    teacher: torch.Tensor
-    dode: torch.Tensor
-    stock: torch.Tensor
+    teacher: Any
+    dode: Any
+    stock: Any
+    remarks: Sequence[str] = ()
 
 
 def parse_steps(text: str) -> list[int]:
@@ -101,9 +106,34 @@ def parse_steps(text: str) -> list[int]:
 
 
 def schedule(model: ModelPatcher, solver: str, scheduler: str, steps: int) -> Schedule:
-    """That of a KSampler with these settings, on the CPU."""
+    """That of a KSampler with these settings, on the CPU.
+
+    Raises:
+        DodeError: the scheduler makes nothing of this number of steps that can be sampled over.
+    """
     ksampler = comfy.samplers.KSampler(model, steps, "cpu", sampler=solver, scheduler=scheduler, denoise=1.0)
+    try:
+        check_schedules([ksampler.sigmas])
+    except DodeError as error:
+        raise DodeError(
+            f"choose another scheduler or another number of steps: for {solver} and {steps}, {scheduler} makes no "
+            f"schedule: {error}"
+        ) from error
     return Schedule(ksampler.sigmas, steps)
+
+
+def schedules_of(model: ModelPatcher) -> MakeSigmas:
+    """This ComfyUI's schedules for the model, as a race asks for them."""
+    sampling = model.get_model_object("model_sampling")
+
+    def make_sigmas(scheduler: str, steps: int, discard_penultimate: bool) -> torch.Tensor:
+        sigmas = comfy.samplers.calculate_sigmas(sampling, scheduler, steps + discard_penultimate)
+        if discard_penultimate:
+            sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+        check_schedules([sigmas])
+        return sigmas
+
+    return make_sigmas
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +171,7 @@ class Distillation:
         self._facts = model_facts(request.model)
         self._reporter = reporter
         self._guiders = [
-            guider
-            for positive in request.conditionings
-            for guider in one_prompt_per_row(
-                cfg_guider(request.model, positive, request.negative, request.cfg)
-            )
+            one for guider in request.guiders for one in one_prompt_per_row(guider, request.latent)
         ]
         fewest = max(2, len(self._guiders))
         if request.latents < fewest:
@@ -153,6 +179,7 @@ class Distillation:
                 f"{len(self._guiders)} prompts need at least {fewest} latents, not {request.latents}: "
                 "some are held out to check λ"
             )
+        self._limit = BatchLimit()
         self._fits: list[_Fit] = []
 
     def run(self) -> Distilled:
@@ -180,43 +207,52 @@ class Distillation:
         ends = torch.cat(list(first.pipeline.targets.ends))[first.latents.held_out]
         table = self.table()
         assert table is not None  # noqa: S101
-        return Distilled(table, *(self._as_latent(x) for x in (ends, dode, stock)))
+        return Distilled(
+            table, self._as_latent(ends), self._as_latent(dode), self._as_latent(stock), self._remarks()
+        )
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
         rows = [row for fit in self._fits for row in fit.rows()]
         return LambdaTable(rows, model=self._facts) if rows else None
 
+    def _remarks(self) -> list[str]:
+        size = self._limit.size
+        if size is None:
+            return []
+        return [
+            f"memory ran out: latents were evaluated {size} at a time. Set micro_batch to {size} next time"
+        ]
+
     def _fit(self, schedules: Sequence[Schedule]) -> _Fit:
         request = self._request
         size = request.micro_batch or micro_batch_that_fits(
-            request.model, request.latent.shape, request.latents
+            request.model, packed(request.latent).shape, request.latents
         )
         noise = noise_per_latent(request.latent, request.seed, request.latents)
-        x = initial_states(request.model, noise, schedules[0].sigmas[0])
+        size = min(size, request.latents)
         prompts = len(self._guiders)
-        shares = zip(self._guiders, noise.tensor_split(prompts), x.tensor_split(prompts), strict=True)
-        groups = [GuidedModel(guider, own, request.seed).group(begun) for guider, own, begun in shares]
-        latents = Latents(groups, min(size, request.latents))
-        sigmas = [each.sigmas.to(x.device) for each in schedules]
+        groups = [
+            GuidedModel(guider, own, request.seed, request.latent).group(schedules[0].sigmas, size)
+            for guider, own in zip(self._guiders, noise.tensor_split(prompts), strict=True)
+        ]
+        latents = Latents(groups, size, self._limit)
+        sigmas = [each.sigmas.to(groups[0].x.device) for each in schedules]
         return _Fit(latents, Pipeline(latents, sigmas, self._recipe(prompts)), schedules)
 
     def _check_model(self, latents: Latents, progress: Progress) -> None:
         """Before the teacher: that one state has one answer."""
         model = self._request.model
         middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
-        dtype = model.model_dtype() or torch.float32
-        check_consistency(latents, middle, dtype, progress, suspects=", ".join(wrapper_names(model)))
+        suspects = ", ".join(attached_names(model))
+        check_consistency(latents, middle, computing_dtype(model), progress, suspects=suspects)
 
     def _recipe(self, prompts: int) -> Recipe:
         """With what is known of the model, and what is kept of the request."""
         recipe = self._request.recipe
-        facts = {
-            "cfg": self._request.cfg,
-            "seed": self._request.seed,
-            "prompts": prompts,
-            "host": "ComfyUI",
-        }
+        facts: dict[str, Any] = {"seed": self._request.seed, "prompts": prompts, "host": "ComfyUI"}
+        if (scale := guidance_scale(self._guiders[0])) is not None:
+            facts["cfg"] = scale
         return replace(
             recipe,
             teacher=replace(recipe.teacher, flow=is_flow(self._request.model)),
@@ -232,17 +268,16 @@ class Distillation:
         )
         ends = [
             run(
-                DodeDenoiser(evaluator.on(batch, "result latents"), row_corrections(row), row.prediction),
+                corrected(evaluator.on(batch, "result latents"), row),
                 batch,
             )
             for batch in batches
         ]
         return in_order(batches, ends)
 
-    def _as_latent(self, x: torch.Tensor) -> torch.Tensor:
+    def _as_latent(self, x: torch.Tensor) -> Any:
         """As ComfyUI passes latents on."""
-        latent: torch.Tensor = self._request.model.model.process_latent_out(x.float())
-        return latent
+        return unpacked(self._request.model.model.process_latent_out(x.float()), self._request.latent)
 
 
 def _by_start(schedules: Sequence[Schedule]) -> list[list[Schedule]]:

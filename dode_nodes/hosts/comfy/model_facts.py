@@ -9,11 +9,21 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
+from ...tables import old_fingerprint
+from ...tables.families import family_of
+from ...tables.fingerprint import fingerprint, same_checkpoint
 from ...tables.gate import Facts
-from .fingerprint import fingerprint, same_checkpoint
+from .attached import attached_names
+from .weights import as_in_any_format, network_weights
 
-_CACHES = {"easycache": "EasyCache", "lazycache": "LazyCache", "teacache": "TeaCache"}
-"""Wrappers that remember the step before, by the keys that their nodes give them, as people know them."""
+_CACHES = {
+    "easycache": "EasyCache",
+    "lazycache": "LazyCache",
+    "teacache": "TeaCache",
+    "kv_attn_input": "Flux KV Cache",
+}
+"""What remembers earlier steps: by the names that nodes give it, and as people know it."""
+_SIGMA_RTOL = 0.01
 
 
 def model_facts(model: ModelPatcher) -> dict[str, Any]:
@@ -21,13 +31,13 @@ def model_facts(model: ModelPatcher) -> dict[str, Any]:
     sampling = model.get_model_object("model_sampling")
     shift = getattr(sampling, "shift", None)
     return {
-        "family": type(model.model.model_config).__name__,
+        "family": family_of(type(model.model.model_config).__name__),
         "prediction_type": prediction_type(sampling),
         "channels": int(model.get_model_object("latent_format").latent_channels),
         "shift": float(shift) if shift is not None else None,
         "sigma_min": float(sampling.sigma_min),
         "sigma_max": float(sampling.sigma_max),
-        "fingerprint": fingerprint(model),
+        "fingerprint": fingerprint(as_in_any_format(network_weights(model))),
         "patches": _patches(model),
     }
 
@@ -46,12 +56,10 @@ def is_flow(model: ModelPatcher) -> bool:
     return prediction_type(model.get_model_object("model_sampling")) == "flow"
 
 
-def wrapper_names(model: ModelPatcher) -> list[str]:
-    """What other nodes have put around the model, by the names that they gave it."""
-    named = [key for kinds in model.wrappers.values() for key, wrappers in kinds.items() if key and wrappers]
-    options = model.model_options.get("transformer_options", {}).get("wrappers", {})
-    named += [key for kinds in options.values() for key, wrappers in kinds.items() if key and wrappers]
-    return [str(name) for name in dict.fromkeys(named)]
+def computing_dtype(model: ModelPatcher) -> torch.dtype:
+    """What the network computes in: weights in fp8 are cast first."""
+    cast: torch.dtype | None = getattr(model.model, "manual_cast_dtype", None)
+    return cast or model.model_dtype() or torch.float32
 
 
 def check_no_cache(model: ModelPatcher) -> None:
@@ -60,7 +68,7 @@ def check_no_cache(model: ModelPatcher) -> None:
     Raises:
         DodeError: there is one.
     """
-    found = [_CACHES[name.lower()] for name in wrapper_names(model) if name.lower() in _CACHES]
+    found = [_CACHES[name.lower()] for name in attached_names(model) if name.lower() in _CACHES]
     if found:
         raise DodeError(
             f"remove {' and '.join(found)} from the model to distil or compare: it reuses results of earlier "
@@ -77,12 +85,14 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
     """Whether a table with these facts is for this model.
 
     Returns:
-        Remarks, one line each: another model of the family, other patches, another shift.
+        Remarks, one line each: another model of the family, other patches, another shift, another range of σ.
 
     Raises:
         DodeError: another family, prediction type or number of channels.
     """
     mine = model_facts(model)
+    if "family" in theirs:
+        theirs = dict(theirs) | {"family": family_of(theirs["family"])}
     for key, words in (
         ("family", "family"),
         ("prediction_type", "prediction type"),
@@ -94,7 +104,7 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
                 f"this model's is '{mine[key]}'. Distil a table for this model"
             )
     remarks = []
-    same = same_checkpoint(theirs.get("fingerprint", {}), mine["fingerprint"])
+    same = _is_same(theirs.get("fingerprint", {}), model, mine)
     if same is False:
         remarks.append(
             "the λ table was made for another checkpoint of this family; distil a table for this model"
@@ -105,4 +115,21 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
         remarks.append("the λ table was made with different LoRAs or patches on this model")
     if theirs.get("shift") is not None and theirs["shift"] != mine["shift"]:
         remarks.append(f"the λ table was made at shift {theirs['shift']:g}, this model has {mine['shift']:g}")
+    elif not _same_range(theirs, mine):
+        remarks.append(
+            f"the λ table was made for σ from {theirs['sigma_max']:g} to {theirs['sigma_min']:g}, this model's "
+            f"go from {mine['sigma_max']:g} to {mine['sigma_min']:g}"
+        )
     return remarks
+
+
+def _is_same(fingerprint: Facts, model: ModelPatcher, mine: Facts) -> bool | None:
+    if old_fingerprint.is_old(fingerprint):
+        return old_fingerprint.is_of(fingerprint, network_weights(model))
+    return same_checkpoint(fingerprint, mine["fingerprint"])
+
+
+def _same_range(theirs: Facts, mine: Facts) -> bool:
+    """Hosts compute the ends in ways of their own. Where the terminal SNR is 0, σ begins at hundreds of times more."""
+    ends = [(theirs.get(end), mine[end]) for end in ("sigma_min", "sigma_max")]
+    return any(end is None for end, _ in ends) or all(abs(a - b) <= _SIGMA_RTOL * b for a, b in ends)

@@ -6,9 +6,8 @@ code prepares them: each run of our samplers is a run of a guider and gets the s
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,57 +21,88 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...fit.latents import Group, Sample
 from ...sampling.denoiser import EndOfRun
-
-Conditioning = list[list[Any]]
+from .guiders import Guider, run_guider
+from .streams import packed, unpacked
 
 _MEMORY_SHARE = 0.8
+_ANIMATEDIFF = "ADE"
+"""Where AnimateDiff-Evolved keeps the motion models that it adds to a model."""
 _RATIOS = ("downscale_ratio_spacial", "downscale_ratio_temporal")
 """What newer hosts' empty latents say of themselves, by the host's spelling."""
 
 
-def cfg_guider(
-    model: ModelPatcher, positive: Conditioning, negative: Conditioning, cfg: float
-) -> comfy.samplers.CFGGuider:
-    """A KSampler's guider."""
-    guider = comfy.samplers.CFGGuider(model)
-    guider.set_conds(positive, negative)
-    guider.set_cfg(cfg)
-    return guider
+_NOT_ONE_RUN = (
+    "use another guider: this one does not run its sampler once, over the whole latent and the σ that it is given, so "
+    "it cannot be distilled"
+)
 
 
 class GuidedModel:
     """The denoiser of a guider, made ready anew for every run: what ComfyUI resets per run is reset.
 
     Args:
-        guider: a KSampler's, or any other.
-        noise: of all latents of its group, ``[B, C, *spatial]``.
+        guider: of any kind.
+        noise: of all latents of its group, ``[B, C, *spatial]``, packed.
         seed: what the run is told.
+        like: a latent of their shape.
     """
 
-    def __init__(self, guider: comfy.samplers.CFGGuider, noise: torch.Tensor, seed: int) -> None:
+    def __init__(self, guider: Guider, noise: torch.Tensor, seed: int, like: Any) -> None:
         self._guider = guider
         self._noise = noise
         self._seed = seed
+        self._like = like
         patcher = guider.model_patcher
         between_runs = SimpleNamespace(inner_model=patcher.model, model_patcher=patcher, model_options={})
         self._between_runs = comfy.samplers.KSamplerX0Inpaint(between_runs, torch.empty(0))
         self._denoiser = self._between_runs
         self._model_options: dict[str, Any] = {}
 
-    def group(self, x: torch.Tensor) -> Group:
-        """The latents of its noise, at the states ``x`` that runs begin with."""
-        return Group(self, x, {"model_options": {}, "seed": self._seed}, self.around)
+    def group(self, sigmas: torch.Tensor, micro_batch: int) -> Group:
+        """The latents of its noise, where a run over these σ begins with them.
+
+        Args:
+            sigmas: of any sampler.
+            micro_batch: how many latents to make ready at a time.
+        """
+        states = [self._beginning(noise, sigmas) for noise in torch.split(self._noise, micro_batch)]
+        return Group(self, torch.cat(states), {"model_options": {}, "seed": self._seed}, self.around)
+
+    def _beginning(self, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+        """What the host hands its sampler functions: noise, as the model and its patches will have it."""
+        begun: list[torch.Tensor] = []
+
+        def sample(model: object, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+            begun.append(x.clone())
+            return x
+
+        self._run(comfy.samplers.KSAMPLER(sample), noise, sigmas)
+        if len(begun) != 1 or begun[0].shape != noise.shape:
+            raise DodeError(_NOT_ONE_RUN)
+        return begun[0]
+
+    def _run(self, sampler: comfy.samplers.Sampler, noise: torch.Tensor, sigmas: torch.Tensor) -> None:
+        sampler.brings_lambda = True  # 'Apply λ to model' keeps out of it
+        run_guider(
+            self._guider,
+            noise.clone(),
+            self._like,
+            sampler,
+            sigmas.clone(),
+            disable_pbar=True,
+            seed=self._seed,
+        )
 
     def around(self, sample: Sample, indices: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """Run a sampler as the guider does; see ``fit.latents.Around``."""
         noise = self._noise[indices]
-        inside = _Inside(self, sample)
+        inside = _Inside(self, sample, noise.shape, sigmas)
         try:
-            self._guider.sample(
-                noise, torch.zeros_like(noise), inside, sigmas, disable_pbar=True, seed=self._seed
-            )
+            self._run(inside, noise, sigmas)
         finally:
             self._denoiser, self._model_options = self._between_runs, {}
+        if inside.end is None:
+            raise DodeError(_NOT_ONE_RUN)
         if isinstance(inside.end, EndOfRun):
             raise inside.end
         return inside.end
@@ -80,6 +110,14 @@ class GuidedModel:
     def enter(self, denoiser: comfy.samplers.KSamplerX0Inpaint, model_options: dict[str, Any]) -> None:
         """A run has begun; this is its denoiser."""
         self._denoiser, self._model_options = denoiser, model_options
+        for cond in self._conditionings():
+            for hook in getattr(cond.get("hooks"), "hooks", ()):
+                hook.hook_keyframe._curr_t = -1.0  # of the run before: the host's own reset misses it
+
+    def _conditionings(self) -> Iterator[dict[str, Any]]:
+        """Those of the run."""
+        for conds in getattr(self._denoiser.inner_model, "conds", {}).values():
+            yield from conds or []
 
     def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **extra_args: Any) -> torch.Tensor:
         return self._denoiser(x, sigma, **extra_args)
@@ -91,31 +129,67 @@ class GuidedModel:
 
     def skip_evaluation(self, x: torch.Tensor, sigma: torch.Tensor) -> None:
         """Pass an evaluation whose output is known: what counts the evaluations of a run must count it, too."""
-        guider = self._denoiser.inner_model
-        for conds in getattr(guider, "conds", {}).values():
-            for cond in conds or []:
-                if "hooks" not in cond:
-                    continue
-                here = comfy.samplers.get_area_and_mult(cond, x, sigma)
-                if here is not None and here.hooks is not None:
-                    guider.inner_model.current_patcher.prepare_hook_patches_current_keyframe(
-                        sigma, here.hooks, self._model_options
-                    )
+        guider, options = self._denoiser.inner_model, self._model_options
+        counts = "context_handler" in options or any("hooks" in cond for cond in self._conditionings())
+        if not counts:
+            return
+        conds = [[_light(cond) for cond in conds or []] for conds in guider.conds.values()]
+        without_work = {name: value for name, value in options.items() if name not in _WORK}
+        comfy.samplers.calc_cond_batch(_NoNetwork(guider.inner_model), conds, x, sigma, without_work)
+
+
+_WORK = ("model_function_wrapper", "multigpu_clones")
+"""Of a run's options, what evaluates networks."""
+
+
+def _light(cond: dict[str, Any]) -> dict[str, Any]:
+    """A conditioning without networks of its own."""
+    return {name: value for name, value in cond.items() if name not in ("control", "gligen")}
+
+
+class _Lending:
+    """Has what a thing of the host's has."""
+
+    def __init__(self, thing: Any) -> None:
+        self._thing = thing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._thing, name)
+
+
+class _NoNetwork(_Lending):
+    """A model whose evaluation costs nothing: all that the host does around one is done."""
+
+    def __init__(self, model: comfy.model_base.BaseModel) -> None:
+        super().__init__(model)
+        self.current_patcher = _NoWeights(model.current_patcher)
+
+    def apply_model(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Of the shape of an answer."""
+        return torch.zeros_like(x)
+
+
+class _NoWeights(_Lending):
+    """A patcher that leaves the weights alone."""
+
+    def apply_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """No transformer options."""
+        return {}
 
 
 class _Inside(comfy.samplers.Sampler):
     """Where a sampler would run, one of ours does."""
 
-    brings_lambda = True  # 'Apply λ to model' keeps out of it
-
-    def __init__(self, model: GuidedModel, sample: Sample) -> None:
+    def __init__(self, model: GuidedModel, sample: Sample, shape: torch.Size, sigmas: torch.Tensor) -> None:
         self._model = model
         self._sample = sample
-        self.end: torch.Tensor | EndOfRun
+        self._shape = shape
+        self._sigmas = sigmas
+        self.end: torch.Tensor | EndOfRun | None = None
 
     def sample(
         self,
-        model_wrap: comfy.samplers.CFGGuider,
+        model_wrap: Guider,
         sigmas: torch.Tensor,
         extra_args: dict[str, Any],
         callback: Callable[..., None] | None,
@@ -124,6 +198,9 @@ class _Inside(comfy.samplers.Sampler):
         denoise_mask: torch.Tensor | None = None,
         disable_pbar: bool = False,
     ) -> torch.Tensor:
+        same = noise.shape == self._shape and torch.equal(sigmas.to(self._sigmas), self._sigmas)
+        if self.end is not None or not same:
+            raise DodeError(_NOT_ONE_RUN)
         denoiser = comfy.samplers.KSamplerX0Inpaint(model_wrap, sigmas)
         denoiser.latent_image, denoiser.noise = latent_image, noise
         self._model.enter(denoiser, extra_args["model_options"])
@@ -134,15 +211,7 @@ class _Inside(comfy.samplers.Sampler):
         return noise
 
 
-def initial_states(model: ModelPatcher, noise: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-    """Pure noise as a KSampler at full denoise begins with it, on the model's device."""
-    sampling = model.get_model_object("model_sampling")
-    noise = noise.to(model.load_device)
-    full = float(sigma) >= float(sampling.sigma_max) * (1 - 1e-5)
-    return sampling.noise_scaling(sigma.to(noise.device), noise, torch.zeros_like(noise), full)
-
-
-def fitting_latent(model: ModelPatcher, latent: dict[str, Any]) -> torch.Tensor:
+def fitting_latent(model: ModelPatcher, latent: dict[str, Any]) -> Any:
     """The samples as KSampler takes them: an empty latent gets the model's channels and its pixels per number."""
     known = inspect.signature(comfy.sample.fix_empty_latent_channels).parameters
     ratios = {name: latent.get(name) for name in _RATIOS if name in known}
@@ -154,14 +223,15 @@ def without_ratios(latent: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in latent.items() if name not in _RATIOS}
 
 
-def noise_per_latent(latent: torch.Tensor, seed: int, count: int) -> torch.Tensor:
-    """``count`` noises of one latent's shape; a noise does not depend on how many there are."""
-    one = latent[:1].expand(count, *latent.shape[1:])
-    return comfy.sample.prepare_noise(one, seed, noise_inds=list(range(count)))
+def noise_per_latent(latent: Any, seed: int, count: int) -> torch.Tensor:
+    """``count`` noises of one latent's shape, packed; of one stream, a noise does not depend on how many there are."""
+    one = packed(latent)[:1]
+    many = unpacked(one.expand(count, *one.shape[1:]), latent)
+    return packed(comfy.sample.prepare_noise(many, seed, noise_inds=list(range(count))))
 
 
 def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: int) -> int:
-    """How many latents ComfyUI's own estimate says can be evaluated at a time, guidance included."""
+    """How many latents of a shape, packed, ComfyUI's own estimate says can be evaluated at a time, guidance included."""
     device = model.load_device
     budget = _MEMORY_SHARE * comfy.model_management.get_total_memory(device) - model.model_size()
     size = latents
@@ -170,50 +240,20 @@ def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: in
     return size
 
 
-def one_prompt_per_row(guider: comfy.samplers.CFGGuider) -> list[comfy.samplers.CFGGuider]:
-    """A guider for each row of batched conditionings: ComfyUI gives row i to latent i, a micro-batch would not."""
-    conds = guider.original_conds
-    rows = max((_rows(cond) for name in conds for cond in conds[name] or []), default=1)
-    if rows == 1:
-        return [guider]
-    guiders = [copy.copy(guider) for _ in range(rows)]
-    for i, each in enumerate(guiders):
-        each.original_conds = {name: [_row(cond, i) for cond in conds[name] or []] for name in conds}
-    return guiders
-
-
-def _rows(cond: dict[str, Any]) -> int:
-    return len(cond["cross_attn"]) if cond.get("cross_attn") is not None else 1
-
-
-def _row(cond: dict[str, Any], i: int) -> dict[str, Any]:
-    rows = _rows(cond)
-
-    def pick(value: Any) -> Any:
-        batched = isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) == rows > 1
-        return value[i % rows : i % rows + 1] if batched else value
-
-    return {key: pick(value) for key, value in cond.items()}
-
-
 def check_empty(model: ModelPatcher, latent: dict[str, Any]) -> None:
     """Refuse what λ is not fitted from.
 
     Raises:
         DodeError: the latent is filled, has a mask, or is of a kind that cannot be distilled.
     """
-    if getattr(latent["samples"], "is_nested", False):
-        raise DodeError(
-            "use a latent with pictures only: pictures and sound together cannot be distilled or compared yet"
-        )
-    if isinstance(model.model, comfy.model_base.SVD_img2vid):
+    if isinstance(model.model, comfy.model_base.SVD_img2vid) or model.additional_models.get(_ANIMATEDIFF):
         raise DodeError(
             "use this model with stock samplers: it turns a batch into the frames of one video, which cannot be "
             "distilled or compared yet"
         )
     if latent.get("noise_mask") is not None:
         raise DodeError("remove the mask from the latent: λ is fitted from pure noise")
-    if torch.count_nonzero(latent["samples"]):
+    if torch.count_nonzero(packed(latent["samples"])):
         raise DodeError(
             "connect an Empty Latent Image of the size you will sample at: λ is fitted from pure noise"
         )

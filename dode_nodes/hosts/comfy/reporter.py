@@ -5,24 +5,32 @@ from __future__ import annotations
 import logging
 import time
 from types import TracebackType
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
 import latent_preview
+import torch
 from comfy.model_patcher import ModelPatcher
 from tqdm.auto import tqdm
 
 from ...fit.progress import Progress
 from .messages import in_words, show_text
+from .streams import pictures_of, unpacked
 
 _PREVIEW_SECONDS = 0.5
 
 
 class ProgressReporter:
-    """Passes progress to ComfyUI: what it will cost, bars, previews, the time left; and the Cancel button back."""
+    """Passes progress to ComfyUI: what it will cost, bars, previews, the time left; and the Cancel button back.
 
-    def __init__(self, model: ModelPatcher, node_id: str | None) -> None:
+    Args:
+        like: a latent of the shape that is evaluated.
+    """
+
+    def __init__(self, model: ModelPatcher, like: Any, node_id: str | None) -> None:
         self._node_id = node_id
+        self._like = like
         self._bar = comfy.utils.ProgressBar(1)
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
         self._told = 0.0
@@ -36,6 +44,18 @@ class ProgressReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._console.close()
+
+    def _preview(self, denoised: torch.Tensor | None) -> Any:
+        """A small picture of the first latent; none where it fails: it is not worth the fit."""
+        if self._previewer is None or denoised is None:
+            return None
+        try:
+            pictures = pictures_of(unpacked(denoised, self._like))
+            return self._previewer.decode_latent_to_preview_image("JPEG", pictures)
+        except Exception as error:
+            logging.warning("D-ODE: no previews: %s", error)
+            self._previewer = None
+        return None
 
     def begin(self, *lines: str) -> None:
         """Say what is to come, and start the clock."""
@@ -58,6 +78,5 @@ class ProgressReporter:
             show_text(
                 self._node_id, f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
             )
-            if self._previewer is not None and progress.denoised is not None:
-                preview = self._previewer.decode_latent_to_preview_image("JPEG", progress.denoised)
+            preview = self._preview(progress.denoised)
         self._bar.update_absolute(done, total, preview)

@@ -19,14 +19,14 @@ from ...sampling.solvers import Sampler, resolve
 from ...tables.choice import Part, part_for_steps, rows_of
 from ...tables.row import LambdaRow, Match
 from ...tables.table import LambdaTable
+from .guiders import guidance_scale
 from .host_samplers import same_function
 from .messages import remark
 from .model_facts import check_model
-from .usage import guidance_scale, usage_remarks
+from .usage import denoise_remarks, usage_remarks
 
 _KEY = "dode_nodes"
 _RUN = "dode_nodes_run"
-_SEEN = 0.02  # of denoise: what is rounded away beyond it is said
 
 Choose = Callable[[torch.Tensor], LambdaRow]
 """The row to run over these σ."""
@@ -88,11 +88,7 @@ def part_sampler(
     """
     remarks = check_model(table.model, model)
     part = part_for_steps(table, steps, denoise, solver)
-    run = part.row.steps - part.start
-    if abs(run / part.row.steps - denoise) > _SEEN:
-        remarks.append(
-            f"this runs the last {run} of {part.row.steps} steps, which is denoise {run / part.row.steps:.2g}"
-        )
+    remarks += denoise_remarks(part, denoise)
     return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id)
 
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import comfy.samplers
 import torch
 
 from ...errors import DodeError
 from ...sampling.solvers import resolve
+from ...tables.choice import Part
+from ...tables.describe import amount
 from ...tables.provenance import Origin
 from ...tables.row import LambdaRow
+
+_SEEN = 0.02  # of denoise: what is rounded away beyond it is said
 
 
 def stock_row(row: LambdaRow) -> LambdaRow:
@@ -23,10 +26,13 @@ def stock_row(row: LambdaRow) -> LambdaRow:
     return row.plain
 
 
-def guidance_scale(guider: object) -> float | None:
-    """A KSampler's cfg. Other guiders inherit the field and go by scales of their own: theirs is not known."""
-    own = getattr(type(guider), "set_cfg", None) is comfy.samplers.CFGGuider.set_cfg
-    return getattr(guider, "cfg", None) if own else None
+def denoise_remarks(part: Part, denoise: float) -> list[str]:
+    """What a denoise has become, where whole steps are not what was asked for."""
+    run, of = part.steps, part.row.paid_steps
+    if abs(run / of - denoise) <= _SEEN:
+        return []
+    what = amount(run, part.evaluations) if part.evaluations != run else str(run)
+    return [f"this runs the last {what} of {of} steps, which is denoise {run / of:.2g}"]
 
 
 def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:

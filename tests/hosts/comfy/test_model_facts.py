@@ -1,12 +1,13 @@
-"""Whether a table is for a model: families, and fingerprints that survive patches and number formats."""
+"""Whether a table is for a model: families, old tables, shifts and ranges of σ."""
 
 from __future__ import annotations
 
 import pytest
-import torch
 
-from dode_nodes import DodeError
+from dode_nodes import DodeError, LambdaTable
 from tests.hosts.comfy.node_calls import empty, zero_table
+from tests.hosts.comfy.tiny_networks import UNET, real
+from tests.import_comfyui import REPOSITORY
 
 pytestmark = pytest.mark.comfyui
 
@@ -22,22 +23,62 @@ def test_another_familys_table_is_refused(make_model, dode):
             dode.compare(other, table, steps=8)
 
 
-def test_fingerprint_ignores_patches_and_number_format(make_model):
-    from dode_nodes.hosts.comfy.fingerprint import fingerprint, same_checkpoint
-    from dode_nodes.hosts.comfy.model_facts import model_facts
+@pytest.mark.parametrize("kind", ["eps", "flow"])
+def test_a_table_of_the_first_kind_still_knows_its_checkpoint(kind, pack, run_node):
+    """The family by the host's class, the fingerprint by names: as the tables of version 0.1."""
+    from dode_nodes.hosts.comfy.model_facts import check_model
 
-    with torch.inference_mode(False):
-        model = make_model()
-        original = fingerprint(model)
-        weight = "diffusion_model.weight"
-        patched = model.clone()
-        patched.add_patches({weight: (torch.ones(16, 16),)}, 0.5)
-        patched.patch_model(torch.device("cpu"))
-        try:
-            assert same_checkpoint(fingerprint(patched), original)
-            assert model_facts(patched)["patches"] == {"weights": 1, "strengths": [0.5]}
-        finally:
-            patched.unpatch_model(torch.device("cpu"))
-        model.model.diffusion_model.to(torch.bfloat16)
-        assert same_checkpoint(fingerprint(model), original)
-    assert same_checkpoint(fingerprint(make_model()), original) is False
+    table = LambdaTable.load(REPOSITORY / "tests" / "tables" / "files" / f"demo_{kind}.safetensors")
+    model = run_node(pack.DemoModel, kind=kind, digit=3)[0]
+    assert check_model(table.model, model) == []
+    for weight in model.model.diffusion_model.parameters():
+        weight.mul_(1.05)
+    assert "another checkpoint" in " ".join(check_model(table.model, model))
+
+
+def test_a_familys_old_name_is_still_its_name():
+    from comfy.supported_models import SD15
+
+    from dode_nodes.hosts.comfy.model_facts import check_model, model_facts
+
+    model = real(SD15, UNET)
+    facts = model_facts(model)
+    assert facts["family"] == "sd15"
+    assert check_model(facts | {"family": "SD15"}, model) == check_model(facts, model) == []
+    with pytest.raises(DodeError, match="its family is 'sdxl', this model's is 'sd15'"):
+        check_model(facts | {"family": "SDXL"}, model)
+
+
+def test_a_model_that_starts_from_pure_noise_is_told_from_plain_v():
+    """Zero terminal SNR: the same network and prediction, and another σ to begin with."""
+    from comfy.supported_models import SD15
+
+    from dode_nodes.hosts.comfy.model_facts import check_model, model_facts
+    from tests.hosts.comfy.cases.subjects import stock_node
+
+    model = real(SD15, UNET)
+    plain, zero = (
+        stock_node(
+            "nodes_model_advanced", "ModelSamplingDiscrete", model=model, sampling="v_prediction", zsnr=zsnr
+        )
+        for zsnr in (False, True)
+    )
+    assert check_model(model_facts(plain), plain) == check_model(model_facts(zero), zero) == []
+    (one_line,) = check_model(model_facts(zero), plain)
+    assert one_line.startswith("the λ table was made for σ from 4")
+    assert "this model's go from 14.6146 to 0.0291672" in one_line
+    (back,) = check_model(model_facts(plain), zero)
+    assert back.startswith("the λ table was made for σ from 14.6146 to 0.0291672")
+
+
+def test_another_shift_is_remarked_once_and_an_end_that_is_not_known_never(make_model):
+    from dode_nodes.hosts.comfy.model_facts import check_model, model_facts
+
+    model = make_model("FLOW")
+    facts = model_facts(model)
+    (one_line,) = check_model(facts | {"shift": 3.0, "sigma_min": 0.003}, model)
+    assert "shift 3" in one_line
+    for end in ("sigma_min", "sigma_max"):
+        assert check_model(facts | {"shift": None, end: None}, model) == []
+        assert check_model({key: facts[key] for key in facts if key not in ("shift", end)}, model) == []
+    assert check_model(facts | {"sigma_max": facts["sigma_max"] * 1.001}, model) == []

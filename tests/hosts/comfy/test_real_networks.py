@@ -23,13 +23,21 @@ MMDIT = {
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}},
     "dtype": torch.float32,
 }  # fmt: skip
+WAN = {
+    "image_model": "wan2.1", "model_type": "t2v", "dim": 64, "ffn_dim": 64, "freq_dim": 32, "text_dim": 32,
+    "num_heads": 1, "num_layers": 1, "text_len": 5, "in_dim": 16, "out_dim": 16, "dtype": torch.float32,
+}  # fmt: skip
+AUDIO = {
+    "audio_model": "dit1.0", "io_channels": 64, "embed_dim": 768, "cond_token_dim": 768,
+    "global_cond_dim": 1536, "depth": 1, "num_heads": 12, "dtype": torch.float32,
+}  # fmt: skip
 
 
 def _patcher(model: Any) -> Any:
     import comfy.model_patcher
 
     generator = torch.Generator().manual_seed(0)
-    weights = [*model.diffusion_model.parameters(), *model.diffusion_model.buffers()]
+    weights = [*model.parameters(), *model.diffusion_model.buffers()]
     for weight in weights:  # they come uninitialised
         weight.data = torch.randn(weight.shape, generator=generator) * 0.05
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
@@ -58,14 +66,35 @@ def _sd3() -> tuple[Any, Any, tuple[int, ...]]:
     return model, [[torch.ones(1, 5, 64), {"pooled_output": torch.ones(1, 64)}]], (1, 16, 8, 8)
 
 
-@pytest.mark.parametrize("make", [_unet, _unet_v, _sd3])
+def _wan() -> tuple[Any, Any, tuple[int, ...]]:
+    """Videos, ``[B, C, frames, H, W]``."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    model = _patcher(comfy.model_base.WAN21(comfy.supported_models.WAN21_T2V(dict(WAN))))
+    return model, [[torch.ones(1, 5, 32), {}]], (1, 16, 3, 4, 4)
+
+
+def _audio() -> tuple[Any, Any, tuple[int, ...]]:
+    """Sound, ``[B, C, time]``."""
+    import comfy.ldm.audio.embedders
+    import comfy.model_base
+    import comfy.supported_models
+
+    seconds = comfy.ldm.audio.embedders.NumberConditioner(768, min_val=0, max_val=512).state_dict()
+    config = comfy.supported_models.StableAudio(dict(AUDIO))
+    model = _patcher(comfy.model_base.StableAudio1(config, seconds, seconds))
+    return model, [[torch.ones(1, 5, 768), {}]], (1, 64, 20)
+
+
+@pytest.mark.parametrize("make", [_unet, _unet_v, _sd3, _wan, _audio])
 def test_distil_sample_and_apply(make, run_node, pack, inputs):
     import comfy.sample
 
     with torch.inference_mode(False):
         model, prompt, shape = make()
     latent = {"samples": torch.zeros(shape)}
-    scheduler = "simple" if make is _sd3 else "karras"
+    scheduler = "simple" if make in (_sd3, _wan) else "karras"
     changes = {
         "positive": prompt,
         "negative": prompt,

@@ -164,6 +164,19 @@ def test_a_distilled_table_is_saved_offered_and_sampled_with(server):
     succeeded(server.run(sample_prompt("mine/four.safetensors")))
 
 
+def test_a_guider_is_distilled_and_its_table_sampled_with(server):
+    guider = {"class_type": "BasicGuider", "inputs": {"model": ["demo", 0], "conditioning": ["demo", 1]}}
+    prompt = distil_prompt(save_name="guided") | {"guider": guider}
+    inputs = prompt["distil"]["inputs"]
+    for name in ("model", "positive", "negative"):
+        del inputs[name]
+    inputs["guider"] = ["guider", 0]
+    succeeded(server.run(prompt))
+    (row,) = LambdaTable.load(server.pack / "lambdas" / "guided.safetensors").rows
+    assert row.settings["cfg"] == 1.0
+    succeeded(server.run(sample_prompt("guided.safetensors", cfg=1.0)))
+
+
 def test_a_refined_table_is_saved_and_sampled_with(server):
     logged = len(server.log)
     succeeded(server.run(distil_prompt(save_name="refined", refine_budget=25.0)))

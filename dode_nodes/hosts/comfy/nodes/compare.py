@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ....fit.latents import root_mean_square
+from ....fit.memory import BatchLimit
 from ....tables.choice import part_for_steps
 from ....tables.picture_grid import comparison_figure
 from ....tables.table import LambdaTable
+from ..guiders import Conditioning, Guider, guiders_for
 from ..messages import remark
 from ..model_facts import check_model, is_flow
 from ..pictures import draw
-from ..prompts import Conditioning, check_empty, fitting_latent, noise_per_latent
+from ..prompts import check_empty, fitting_latent, noise_per_latent
 from ..side_by_side import sample_all, stock_dode_teacher
+from ..streams import pictures_of, unpacked
 from .inputs import (
     CATEGORY,
     cfg_input,
     conditioning_inputs,
     filtered_solver,
+    guider_input,
     seed_input,
     solver_filter,
     table_input,
@@ -44,9 +49,9 @@ class CompareSamplers(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model the table was made for."),
-                *conditioning_inputs(),
-                cfg_input(),
+                io.Model.Input("model", optional=True, tooltip="The model the table was made for."),
+                *conditioning_inputs(optional=True),
+                cfg_input(guider=True),
                 io.Latent.Input("latent", tooltip="An empty latent of the size to compare at."),
                 table_input(),
                 io.Int.Input(
@@ -77,6 +82,7 @@ class CompareSamplers(io.ComfyNode):
                     optional=True,
                     tooltip="Decodes the pictures for the grid. Without a VAE, only the numbers are shown.",
                 ),
+                guider_input(),
             ],
             outputs=[
                 io.Image.Output(
@@ -96,9 +102,6 @@ class CompareSamplers(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: ModelPatcher,
-        positive: Conditioning,
-        negative: Conditioning,
         cfg: float,
         latent: dict[str, Any],
         table: LambdaTable,
@@ -107,45 +110,56 @@ class CompareSamplers(io.ComfyNode):
         pictures: int,
         seed: int,
         scale: int,
+        model: ModelPatcher | None = None,
+        positive: Conditioning | None = None,
+        negative: Conditioning | None = None,
         vae: Any = None,
+        guider: Guider | None = None,
     ) -> io.NodeOutput:
         """Sample three times, measure, draw."""
+        node_id = cls.hidden.unique_id
+        (guider,) = guiders_for(guider, model, {"positive": positive}, negative, cfg)
+        model = guider.model_patcher
         check_empty(model, latent)
-        remark(cls.hidden.unique_id, check_model(table.model, model))
+        remark(node_id, check_model(table.model, model))
         row = part_for_steps(table, steps, solver=filtered_solver(solver)).row
         if seed == row.settings.get("seed"):
             why = "λ was distilled on this one, so it looks better here than it is"
-            remark(cls.hidden.unique_id, [f"use another seed: {why}"])
-        contenders = stock_dode_teacher(row, scale, is_flow(model), cls.hidden.unique_id)
+            remark(node_id, [f"use another seed: {why}"])
+        contenders = stock_dode_teacher(row, scale, is_flow(model), node_id)
         empty = fitting_latent(model, latent)
-        noise = noise_per_latent(empty, seed, pictures)
-        results = sample_all(model, contenders, noise, cfg, positive, negative, seed)
+        noise, limit = noise_per_latent(empty, seed, pictures), BatchLimit()
+        results = sample_all(guider, contenders, noise, empty, seed, limit)
+        if limit.size is not None:
+            remark(node_id, [f"memory ran out: latents were evaluated {limit.size} at a time"])
         errors = [root_mean_square(result - results[-1]) for result in results[:-1]]
         labels = [contender.label for contender in contenders]
         lines = [
             f"{label}: {error:.4f} from the teacher" for label, error in zip(labels, errors, strict=False)
         ]
         numbers = "\n".join([*lines, f"ratio {errors[1] / errors[0]:.2f}" if errors[0] else ""])
-        decoded = _pictures(vae, results, cls.hidden.unique_id)
-        image = draw(comparison_figure, [*lines, labels[-1]], decoded, errors)
+        latents = [unpacked(result, empty) for result in results]
+        image = draw(comparison_figure, [*lines, labels[-1]], _pictures(vae, latents, node_id), errors)
         return io.NodeOutput(
-            image, numbers, *({"samples": result} for result in results), ui=ui.PreviewImage(image, cls=cls)
+            image, numbers, *({"samples": each} for each in latents), ui=ui.PreviewImage(image, cls=cls)
         )
 
 
-def _pictures(vae: Any, results: list[torch.Tensor], node_id: str | None) -> list[torch.Tensor | None]:
+def _pictures(vae: Any, results: list[Any], node_id: str | None) -> list[torch.Tensor | None]:
     """Each result decoded; None for all of them where they cannot be, or are no pictures."""
     try:
         decoded = [None if vae is None else _decoded(vae, result) for result in results]
+    except comfy.model_management.InterruptProcessingException:  # the Cancel button
+        raise
     except Exception as error:  # out of memory, a VAE of another model: the numbers are worth more
         remark(node_id, [f"no pictures: the VAE could not decode the latents: {error}"])
         decoded = [None]
     return [None] * len(results) if any(images is None for images in decoded) else decoded
 
 
-def _decoded(vae: Any, samples: torch.Tensor) -> torch.Tensor | None:
+def _decoded(vae: Any, samples: Any) -> torch.Tensor | None:
     """Pictures ``[B, H, W, 3]`` on the CPU; of a video, its first frame. None for sound."""
-    images = vae.decode(samples)
+    images = vae.decode(pictures_of(samples))
     images = images[:, 0] if images.ndim == 5 else images
     if images.ndim != 4 or images.shape[-1] not in (1, 3, 4):
         return None

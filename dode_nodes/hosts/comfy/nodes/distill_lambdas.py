@@ -17,16 +17,16 @@ from ....fit.teacher import Teacher
 from ....tables import plots
 from ....tables.describe import table_text
 from ....tables.row import PREDICTIONS
-from ....tables.table import LambdaTable
 from .. import table_files
+from ..guiders import Conditioning, Guider, guiders_for
 from ..host_samplers import student_names, teacher_names
-from ..job import Distillation, Request, Schedule, parse_steps, schedule
+from ..job import Distillation, Distilled, Request, Schedule, parse_steps, schedule, schedules_of
 from ..messages import remark, show_text
 from ..pictures import draw
-from ..prompts import Conditioning, check_empty, fitting_latent
+from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
-from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, seed_input
+from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, seed_input
 
 AUTO = "auto"
 """Distil for both predictions and keep the one with the smaller held-out error."""
@@ -57,9 +57,11 @@ class DistillLambdas(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The model, with the LoRAs and patches you sample with."),
-                *conditioning_inputs(),
-                cfg_input(),
+                io.Model.Input(
+                    "model", optional=True, tooltip="The model, with the LoRAs and patches you sample with."
+                ),
+                *conditioning_inputs(optional=True),
+                cfg_input(guider=True),
                 io.Latent.Input(
                     "latent",
                     tooltip="An empty latent of the size you sample at. λ is fitted from pure noise, so a picture or "
@@ -117,8 +119,8 @@ class DistillLambdas(io.ComfyNode):
                     default=0,
                     min=0,
                     max=1024,
-                    tooltip="How many latents to evaluate at once. Lower it if memory runs out: λ stays the same. "
-                    "0 uses as many as fit into memory by ComfyUI's own estimate.",
+                    tooltip="How many latents to evaluate at once. λ stays the same. 0 uses as many as fit into memory "
+                    "by ComfyUI's own estimate. If memory runs out, the node goes on with half as many.",
                 ),
                 io.String.Input(
                     "save_name",
@@ -142,6 +144,7 @@ class DistillLambdas(io.ComfyNode):
                     "The budget is a multiple of the teacher's cost: at 4, the fit may take four times as long as "
                     "the teacher. It sets how many latents and iterations are used. 0 = off.",
                 ),
+                guider_input(),
             ],
             outputs=[
                 Table.Output("table", display_name="table", tooltip="The λ table, as saved."),
@@ -175,9 +178,6 @@ class DistillLambdas(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: ModelPatcher,
-        positive: Conditioning,
-        negative: Conditioning,
         cfg: float,
         latent: dict[str, Any],
         latents: int,
@@ -190,13 +190,22 @@ class DistillLambdas(io.ComfyNode):
         prediction: str,
         micro_batch: int,
         save_name: str,
+        model: ModelPatcher | None = None,
+        positive: Conditioning | None = None,
+        negative: Conditioning | None = None,
         positive_2: Conditioning | None = None,
         positive_3: Conditioning | None = None,
         positive_4: Conditioning | None = None,
         sigmas: torch.Tensor | None = None,
         refine_budget: float = 0.0,
+        guider: Guider | None = None,
     ) -> io.NodeOutput:
         """Distil, save, report."""
+        positives = {
+            "positive": positive, "positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4,
+        }  # fmt: skip
+        guiders = guiders_for(guider, model, positives, negative, cfg)
+        model = guiders[0].model_patcher
         check_empty(model, latent)
         node_id = cls.hidden.unique_id
         path = table_files.free_path(save_name)
@@ -207,19 +216,16 @@ class DistillLambdas(io.ComfyNode):
             if sigmas is None
             else [Schedule(sigmas.cpu(), None)]
         )
-        given = [positive, positive_2, positive_3, positive_4]
         recipe = Recipe(
             solvers=[solver],
             predictions=PREDICTIONS if prediction == AUTO else [prediction],
             teacher=Teacher(teacher, scale),
             refine_budget=refine_budget,
             settings={"scheduler": scheduler if sigmas is None else "sigmas"},
+            make_sigmas=schedules_of(model) if sigmas is None else None,
         )
         request = Request(
-            model=model,
-            conditionings=[conditioning for conditioning in given if conditioning is not None],
-            negative=negative,
-            cfg=cfg,
+            guiders=guiders,
             latent=fitting_latent(model, latent),
             latents=latents,
             seed=seed,
@@ -227,14 +233,14 @@ class DistillLambdas(io.ComfyNode):
             recipe=recipe,
             micro_batch=micro_batch,
         )
-        with ProgressReporter(model, node_id) as reporter:
+        with ProgressReporter(model, request.latent, node_id) as reporter:
             distillation = Distillation(request, reporter)
             try:
                 distilled = distillation.run()
             except BaseException:
                 _save_what_there_is(distillation, save_name, node_id)
                 raise
-        saved = _save(distilled.table, path, node_id)
+        saved = _save(distilled, path, node_id)
         report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
             distilled.table,
@@ -247,17 +253,21 @@ class DistillLambdas(io.ComfyNode):
         )
 
 
-def _save(table: LambdaTable, path: Path, node_id: str | None) -> str:
+def _save(distilled: Distilled, path: Path, node_id: str | None) -> str:
     """Save the table; whatever comes of it, the node still gives its outputs. Says where the table is."""
+    remarks = list(distilled.remarks)
     try:
-        place = table_files.save(table, path)
+        place = table_files.save(distilled.table, path)
     except TableError as error:
-        remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}"])
+        remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}", *remarks])
         return f"Not saved: {error}"
     if place.parent != path.parent:
-        remark(node_id, [f"could not write to {path.parent}: the table is saved as {place} instead"])
+        remarks.insert(0, f"could not write to {path.parent}: the table is saved as {place} instead")
+    elif remarks:
+        remarks.insert(0, f"saved as {place.name}")
     else:
         show_text(node_id, f"saved as {place.name}")
+    remark(node_id, remarks)
     return f"Saved as {place}"
 
 

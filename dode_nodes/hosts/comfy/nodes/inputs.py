@@ -33,8 +33,9 @@ def filtered_solver(solver: str) -> str | None:
     return None if solver == ANY else solver
 
 
-def cfg_input(default: float = 7.0) -> io.Input:
-    """Classifier-free guidance."""
+def cfg_input(default: float = 7.0, *, guider: bool = False) -> io.Input:
+    """Classifier-free guidance; ``guider``: of a node that has an input for one, too."""
+    ignored = " Ignored if a guider is connected." if guider else ""
     return io.Float.Input(
         "cfg",
         default=default,
@@ -42,7 +43,7 @@ def cfg_input(default: float = 7.0) -> io.Input:
         max=100.0,
         step=0.1,
         round=0.01,
-        tooltip="Classifier-free guidance scale. Distil and sample with the same value: λ depends on it.",
+        tooltip=f"Classifier-free guidance scale. Distil and sample with the same value: λ depends on it.{ignored}",
     )
 
 
@@ -58,9 +59,19 @@ def seed_input(tooltip: str, *, default: int = 0, changes: bool = True) -> io.In
     )
 
 
-def conditioning_inputs() -> list[io.Input]:
-    """Positive and negative."""
+def conditioning_inputs(*, optional: bool = False) -> list[io.Input]:
+    """Positive and negative; ``optional`` where a guider may bring them."""
     return [
-        io.Conditioning.Input("positive", tooltip="What the picture should show."),
-        io.Conditioning.Input("negative", tooltip="What the picture should not show."),
+        io.Conditioning.Input("positive", optional=optional, tooltip="What the picture should show."),
+        io.Conditioning.Input("negative", optional=optional, tooltip="What the picture should not show."),
     ]
+
+
+def guider_input() -> io.Input:
+    """What may take the place of model, prompts and cfg."""
+    return io.Guider.Input(
+        "guider",
+        optional=True,
+        tooltip="A guider in place of model, positive, negative and cfg, as SamplerCustomAdvanced takes it. Use the "
+        "guider you sample with.",
+    )

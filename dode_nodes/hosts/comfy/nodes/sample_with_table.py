@@ -12,10 +12,12 @@ from comfy_api.latest import io
 
 from ....tables.choice import part_for_steps, rows_of
 from ....tables.table import LambdaTable
+from ..guiders import Conditioning
 from ..messages import remark
 from ..model_facts import check_model
-from ..prompts import Conditioning, fitting_latent, without_ratios
+from ..prompts import fitting_latent, without_ratios
 from ..run_row import apply_to_model, part_sampler, row_for_sigmas, row_sampler
+from ..usage import denoise_remarks
 from .inputs import (
     CATEGORY,
     cfg_input,
@@ -96,12 +98,15 @@ class DodeSigmas(io.ComfyNode):
                     "sigmas", display_name="sigmas", tooltip="For the sigmas input of a sampler node."
                 )
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def execute(cls, table: LambdaTable, steps: int, denoise: float, solver: str) -> io.NodeOutput:
         """Look the σ up."""
-        return io.NodeOutput(part_for_steps(table, steps, denoise, filtered_solver(solver)).sigmas)
+        part = part_for_steps(table, steps, denoise, filtered_solver(solver))
+        remark(cls.hidden.unique_id, denoise_remarks(part, denoise))
+        return io.NodeOutput(part.sigmas)
 
 
 class DodeKSampler(io.ComfyNode):

@@ -71,8 +71,8 @@ class Pack:
             "positive": subject.positive, "negative": subject.negative, "latent": subject.latent, "cfg": 2.0,
             "steps": 5, "solver": "any", "pictures": 2, "seed": 3, "scale": 4,
         }  # fmt: skip
-        inputs = self._by_schema("DODE_Compare", defaults, changes)
-        return self.run("DODE_Compare", model=subject.model, table=table, **inputs)
+        inputs = {"model": subject.model} | self._by_schema("DODE_Compare", defaults, changes)
+        return self.run("DODE_Compare", table=table, **inputs)
 
     def shipped(self, kind: str) -> Any:
         """The table of the embedded "eps" or "flow" model."""

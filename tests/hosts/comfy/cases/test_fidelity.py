@@ -42,10 +42,10 @@ def distances(
     given = {"positive": positives[0]} | more | settings | changes
     made = dode.distil(subject, **given)
     solver, scheduler = given.get("solver", "euler"), given.get("scheduler", subject.scheduler)
-    sigmas = _schedule(subject, scheduler, steps)
+    sigmas = schedule_of(subject, scheduler, steps)
     runs = (
         ("stock", solver, sigmas),
-        ("teacher", "dpmpp_2m", _teachers(sigmas, subject.scheduler == "simple")),
+        ("teacher", "dpmpp_2m", teachers_grid(sigmas, subject.scheduler == "simple")),
     )
     worst = []
     for output, sampler, grid in runs:
@@ -55,13 +55,13 @@ def distances(
     return worst[0], worst[1]
 
 
-def _schedule(subject: Subject, scheduler: str, steps: int) -> Tensor:
+def schedule_of(subject: Subject, scheduler: str, steps: int) -> Tensor:
     import comfy.samplers
 
     return comfy.samplers.calculate_sigmas(subject.model.get_model_object("model_sampling"), scheduler, steps)
 
 
-def _teachers(sigmas: Tensor, flow: bool) -> Tensor:
+def teachers_grid(sigmas: Tensor, flow: bool) -> Tensor:
     """Each step in ``SCALE``: equal in σ to the last, and for flow models; in log σ elsewhere."""
     grid = []
     for a, b in pairwise(sigmas.tolist()):
@@ -217,3 +217,25 @@ def test_another_hook_on_each_prompt(dode):
 def test_a_hook_whose_strength_changes_during_the_run(dode):
     subject = dode.demo(side=SIDE)
     assert_faithful_or_refused(dode, subject, hooked(subject.positive, hook(subject, later=0.2)))
+
+
+def test_a_changing_hook_where_memory_runs_out(dode):
+    """An evaluation that is made in parts counts once."""
+    subject = dode.demo(side=SIDE)
+    evaluate = subject.model.model._apply_model
+
+    def limited(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(x) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return evaluate(x, *args, **kwargs)
+
+    class LittleMemory:
+        def distil(self, subject: Subject, **inputs: Any) -> dict[str, Any]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(subject.model.model, "_apply_model", limited)
+                return dode.distil(subject, **inputs)
+
+    prompts = hooked(subject.positive, hook(subject, later=0.2)), dode.prompt(5)
+    stock, teacher = distances(LittleMemory(), subject, *prompts)
+    assert stock < TOLERANCE
+    assert teacher < TOLERANCE

@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node
+from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node, watch
 
 pytestmark = pytest.mark.comfyui
 
@@ -111,6 +112,20 @@ def test_guidance_that_remembers_or_couples_is_said_or_refused(patch, micro_batc
     else:
         told = said()
     assert re.search("guidance|model|patch|micro_batch|batch", told)
+
+
+def test_weights_in_fp8_hide_no_memory(checkpoint, sd15, dode):
+    """The network computes in another format than they are in."""
+    import comfy.sd
+
+    options = {"dtype": torch.float8_e4m3fn}
+    model, *_ = comfy.sd.load_checkpoint_guess_config(
+        str(checkpoint), output_vae=False, output_clip=False, model_options=options
+    )
+    assert model.model_dtype() == torch.float8_e4m3fn
+    dode.distil(replace(sd15, model=model), latents=2, steps="2", scale=2)
+    subject = replace(sd15, model=with_momentum(model), calls=watch(model))
+    assert "momentum" in refusal(dode, subject, latents=2, steps="2", scale=2)
 
 
 def test_plain_guidance_is_neither_said_nor_refused(dode, said):

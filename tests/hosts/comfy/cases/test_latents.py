@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -105,19 +106,143 @@ class Together:
         return self.tensors
 
 
-def test_sound_and_pictures_together_are_refused_in_words_or_distilled(dode):
+def together(pictures: Tensor, sound: Tensor) -> Any:
+    """One latent of both."""
     try:
         from comfy.nested_tensor import NestedTensor
     except ImportError:
-        NestedTensor = Together
-    subject = dode.demo()
-    together = NestedTensor([torch.zeros(1, 4, 8, 8), torch.zeros(1, 8, 40)])
-    try:
-        made = dode.distil(subject, latent={"samples": together})
-    except dode.library.DodeError:
-        assert not subject.calls
-    else:
-        assert made["table"].rows
+        return Together([pictures, sound])
+    return NestedTensor([pictures, sound])
+
+
+@pytest.fixture
+def with_sound(dode: Pack) -> Subject:
+    """A model of both, and a latent of both; refused in words by a ComfyUI that does not know such latents."""
+    import comfy.utils
+
+    subject = mixture("FLOW", 4, (1, 4, 4, 6))
+    both = replace(subject, latent={"samples": together(torch.zeros(1, 4, 4, 6), torch.zeros(1, 2, 10))})
+    if not hasattr(comfy.utils, "pack_latents"):
+        for refused in (lambda: dode.distil(both), lambda: dode.compare(both, dode.distil(subject)["table"])):
+            with pytest.raises(dode.library.DodeError, match="update ComfyUI"):
+                refused()
+        pytest.skip("this ComfyUI has no latents of several streams")
+    return both
+
+
+def test_sound_and_pictures_together_are_sampled_as_by_ksampler(with_sound, dode):
+    made = dode.distil(with_sound, steps="5", seed=1)
+    for i, mine in enumerate(zip(*(stream for stream in made["stock"]["samples"].unbind()), strict=True)):
+        assert [tuple(stream.shape) for stream in mine] == [(4, 4, 6), (2, 10)], i
+    every = ksampler(with_sound, with_sound.latent | {"batch_index": list(range(8))}, seed=1)
+    for stream, theirs in zip(made["stock"]["samples"].unbind(), every.unbind(), strict=True):
+        assert max(min(rms(mine, their) for their in theirs) for mine in stream) < 1e-5
+
+    table = made["table"]
+    by_dode = dode.ksampler(with_sound, table)["samples"].unbind()
+    applied = replace(with_sound, model=dode.apply(with_sound.model, table))
+    for mine, theirs in zip(by_dode, ksampler(applied).unbind(), strict=True):
+        assert rms(mine, theirs) < 1e-5
+    compared = dode.compare(with_sound, table)
+    assert [tuple(stream.shape) for stream in compared["d-ode"]["samples"].unbind()] == [
+        (2, 4, 4, 6),
+        (2, 2, 10),
+    ]
+
+
+def test_pictures_with_sound_are_drawn_without_it(with_sound, dode_with_pictures):
+    dode = dode_with_pictures
+    decoded = []
+
+    class Vae:
+        def decode(self, samples: Tensor) -> Tensor:
+            decoded.append(tuple(samples.shape))
+            return torch.rand(len(samples), 8, 8, 3)
+
+    dode.compare(with_sound, dode.distil(with_sound)["table"], vae=Vae())
+    assert decoded == [(2, 4, 4, 6)] * 3
+
+
+# --- a batch that is the frames of one video
+
+
+def test_a_motion_model_makes_one_video_of_a_batch(dode):
+    """As AnimateDiff-Evolved attaches them. Tables of the model without it go on working with it."""
+    subject, table = dode.demo(), dode.shipped("eps")
+    moving = replace(subject, model=subject.model.clone())
+    moving.model.set_additional_models("ADE", [subject.model])
+    for refused in (lambda: dode.distil(moving), lambda: dode.compare(moving, table)):
+        with pytest.raises(dode.library.DodeError, match="the frames of one video"):
+            refused()
+    assert not subject.calls
+    sampled = dode.ksampler(moving, table)["samples"]
+    assert rms(sampled, dode.ksampler(subject, table)["samples"]) < 1e-5
+
+
+# --- memory that runs out
+
+
+def with_memory_for(subject: Subject, latents: int) -> Subject:
+    """A model that runs out of memory with more at a time, each of them with both prompts."""
+    evaluate = subject.model.model._apply_model
+
+    def limited(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if len(x) > 2 * latents:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return evaluate(x, *args, **kwargs)
+
+    subject.model.model._apply_model = limited
+    return subject
+
+
+SMALL = {"latents": 8, "steps": "4", "scale": 3}
+
+
+def test_distilling_goes_on_in_halves(dode, said):
+    whole = dode.distil(dode.demo(side=4), save_name="whole", **SMALL)
+    assert not said()
+    subject = with_memory_for(dode.demo(side=4), 3)
+    halved = dode.distil(subject, save_name="halved", **SMALL)
+    (one,), (other,) = (made["table"].rows for made in (whole, halved))
+    assert other.weights == pytest.approx(one.weights, rel=1e-4, abs=1e-4)
+    for name in ("teacher", "d-ode", "stock"):
+        assert rms(halved[name]["samples"], whole[name]["samples"]) < 1e-5
+    assert said() == (
+        "D-ODE: saved as halved.safetensors; memory ran out: latents were evaluated 2 at a time. Set micro_batch to 2 "
+        "next time"
+    )
+
+
+def test_comparing_goes_on_in_halves(dode, said):
+    table = dode.shipped("eps")
+    whole = dode.compare(dode.demo(), table, pictures=3, steps=6)
+    halved = dode.compare(with_memory_for(dode.demo(), 2), table, pictures=3, steps=6)
+    assert halved["numbers"] == whole["numbers"]
+    for name in ("teacher", "d-ode", "stock"):
+        assert rms(halved[name]["samples"], whole[name]["samples"]) < 1e-5
+    assert said() == "D-ODE: memory ran out: latents were evaluated 2 at a time"
+
+
+def test_a_latent_that_does_not_fit_alone_is_an_error_of_ours(dode):
+    for run in (lambda s: dode.distil(s, **SMALL), lambda s: dode.compare(s, dode.shipped("eps"), steps=6)):
+        with pytest.raises(dode.library.DodeError, match="make the latent smaller"):
+            run(with_memory_for(dode.demo(), 0))
+
+
+def test_rows_found_before_memory_ran_out_are_kept(dode, tables):
+    subject = dode.demo(side=4)
+    evaluate, evaluated = subject.model.model._apply_model, []
+
+    def fills_up(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        evaluated.append(len(x))
+        if len(evaluated) > 30:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return evaluate(x, *args, **kwargs)
+
+    subject.model.model._apply_model = fills_up
+    with pytest.raises(dode.library.DodeError, match="make the latent smaller"):
+        dode.distil(subject, **SMALL | {"steps": "2, 3", "latents": 2, "scale": 1})
+    assert [path.name for path in tables.iterdir()] == ["table-partial.safetensors"]
 
 
 # --- pictures that cannot be made
@@ -141,6 +266,18 @@ def test_numbers_outlive_a_decode_that_runs_out_of_memory(dode_with_pictures):
     dode = dode_with_pictures
     subject = dode.demo()
     assert_numbers(dode.compare(subject, dode.shipped("eps"), vae=FullVae()))
+
+
+def test_cancel_while_decoding_is_heard(dode_with_pictures):
+    import comfy.model_management
+
+    class Cancelled:
+        def decode(self, samples: Tensor) -> Tensor:
+            raise comfy.model_management.InterruptProcessingException
+
+    dode = dode_with_pictures
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        dode.compare(dode.demo(), dode.shipped("eps"), vae=Cancelled())
 
 
 @pytest.fixture(

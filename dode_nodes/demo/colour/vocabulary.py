@@ -1,0 +1,75 @@
+"""Texts as the numbers of their words."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import torch
+from torch import Tensor
+
+_NOT_WORDS = {
+    "a",
+    "and",
+    "for",
+    "in",
+    "of",
+    "on",
+    "or",
+    "the",
+    "to",
+    "with",
+    "without",
+    "large",
+    "symbol",
+    "t",
+    "s",
+}
+
+
+def words_of(text: str) -> tuple[str, ...]:
+    """The words of a text that can mean something, each once, in their order."""
+    words = re.findall(r"[a-z]+", text.lower())
+    return tuple(dict.fromkeys(word for word in words if word not in _NOT_WORDS))
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words that a network knows, each with its place as its number; 0 is none."""
+
+    words: tuple[str, ...]
+
+    @classmethod
+    def of(cls, texts: Iterable[Iterable[str]]) -> Vocabulary:
+        """Of all words of all texts."""
+        return cls(("", *sorted({word for text in texts for word in text})))
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def numbers(self, texts: Sequence[str]) -> Tensor:
+        """(B, W) int64, W as the longest text needs it and 0 after the shorter ones' words. Others are left out."""
+        place = {word: number for number, word in enumerate(self.words)}
+        rows = [[place[word] for word in words_of(text) if word in place] for text in texts]
+        longest = max([1, *map(len, rows)])
+        return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
+
+
+def prompts_of(names: Iterable[str], seed: int = 0) -> tuple[list[str], list[str]]:
+    """What to ask for, to fit on and to test on: every word, and every two words that a picture has, in two halves.
+
+    Args:
+        names: each picture's words.
+        seed: what the halves depend on; they share no prompt.
+    """
+    asked: dict[frozenset[str], str] = {}
+    for name in names:
+        words = words_of(name)
+        for prompt in [*combinations(words, 1), *combinations(words, 2)]:
+            asked.setdefault(frozenset(prompt), " ".join(prompt))
+    prompts = sorted(asked.values())
+    random.Random(seed).shuffle(prompts)  # noqa: S311 - nothing secret
+    return prompts[::2], prompts[1::2]

@@ -1,0 +1,35 @@
+"""A text is a bag of the words that the network knows."""
+
+from __future__ import annotations
+
+from dode_nodes.demo.colour.vocabulary import Vocabulary, prompts_of, words_of
+
+NAMES = ["grinning face yellow", "cat face", "cat animal", "dog animal", "dog animal"]
+
+
+def test_a_texts_words_are_lower_case_once_and_without_fillers():
+    assert words_of("The Cat, a SMILING cat with hearts") == ("cat", "smiling", "hearts")
+
+
+def test_numbers_are_the_words_places_and_0_is_none():
+    vocabulary = Vocabulary.of(name.split() for name in NAMES)
+    assert vocabulary.words == ("", "animal", "cat", "dog", "face", "grinning", "yellow")
+    assert vocabulary.numbers(["dog", "Cat with a face", "submarine"]).tolist() == [[3, 0], [2, 4], [0, 0]]
+
+
+def test_no_word_at_all_still_has_a_shape():
+    assert Vocabulary.of([["cat"]]).numbers([""]).tolist() == [[0]]
+
+
+def test_prompts_to_fit_and_to_test_share_none_and_are_always_the_same():
+    fit, test = prompts_of(NAMES)
+    assert (fit, test) == prompts_of(NAMES)
+    singles = {"grinning", "face", "yellow", "cat", "animal", "dog"}
+    pairs = {"grinning face", "grinning yellow", "face yellow", "cat face", "cat animal", "dog animal"}
+    assert sorted(fit + test) == sorted(singles | pairs)
+    assert abs(len(fit) - len(test)) <= 1
+
+
+def test_pairs_in_another_order_are_the_same_prompt():
+    fit, test = prompts_of(["face cat", "cat face"])
+    assert sorted(fit + test) == ["cat", "face", "face cat"]
