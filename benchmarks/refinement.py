@@ -3,7 +3,8 @@
 For budgets of network evaluations, on one test set: the best stock sampler × schedule × ending of all that ComfyUI
 has, chosen on the test latents in its favour; the D-ODE row with greedy λ whose solver, schedule and ending were
 chosen on held-out latents; and a row refined end to end, begun with the best of a race and of the rows
-on the beta schedule. RMS and median distance to the converged solution at σ = 0, Fréchet distance to the real digits, and what the fit has cost.
+on the beta schedule. RMS and median distance to the converged solution at σ = 0, Fréchet distance to the real digits,
+and what the fit has cost.
 """
 
 from __future__ import annotations
