@@ -121,6 +121,17 @@ def probe_teacher(
     return TeacherQueries(toy.check_states(queries), len(queries))
 
 
+def probe_repeatable(
+    solver: Sampler, sigmas: Tensor, *, model: Denoiser | None = None, options: Options | None = None
+) -> None:
+    """The least of what a student must be, for a list of many samplers: two runs from one state end at one result.
+
+    Raises:
+        IneligibleSampler: the sampler fails; the message says what at.
+    """
+    _Toy(solver, sigmas, model, options or {}).check_repeatable()
+
+
 def asked_sigmas(
     solver: Sampler, sigmas: Tensor, *, model: Denoiser | None = None, options: Options | None = None
 ) -> list[float]:
@@ -176,7 +187,7 @@ class _Toy:
                     denoiser,
                     x.repeat(batch, 1, 1, 1),
                     sigmas.clone(),  # uni_pc writes into it
-                    extra_args={"seed": seed, "model_options": {}},
+                    extra_args={"seed": seed, "model_options": {"transformer_options": {}}},
                     callback=None,
                     disable=True,
                     **self.options,
@@ -193,8 +204,8 @@ class _Toy:
             raise self.refuse("does not return the latent")
         return _Played(end[:1], denoiser.asked, denoiser.states)
 
-    def check_queries(self) -> tuple[float, ...]:
-        """Deterministic, and asking σ that depend on the schedule alone."""
+    def check_repeatable(self) -> _Played:
+        """The same run, whatever the seed."""
         first, again = self.run(_smooth()), self.run(_smooth(), seed=1)
         if not first.end.isfinite().all():
             raise self.refuse("returns NaN or infinite values on this schedule, whatever the model")
@@ -202,6 +213,11 @@ class _Toy:
             raise self.refuse(
                 "is stochastic: its result changes with the seed, so there is no single result to fit"
             )
+        return first
+
+    def check_queries(self) -> tuple[float, ...]:
+        """Deterministic, and asking σ that depend on the schedule alone."""
+        first = self.check_repeatable()
         other, batched = self.run(_smooth(3.0)), self.run(_smooth(), batch=2)
         if not first.asked == other.asked == batched.asked:
             raise self.refuse("is adaptive: it chooses its σ during the run")
@@ -343,9 +359,7 @@ class _ToyDenoiser(DenoiserProxy):
         self.states: list[Tensor] = []
 
     def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        if set(extra_args.get("model_options") or ()) - {
-            "transformer_options"
-        }:  # notes for patches do no harm
+        if _hooks(extra_args.get("model_options") or {}):
             raise self._toy.refuse(
                 "uses more than the denoised latent: it changes the model's guidance, as CFG++ samplers do"
             )
@@ -355,6 +369,16 @@ class _ToyDenoiser(DenoiserProxy):
         self.asked.append(float(sigma.flatten()[0]))
         self.states.append(x[:1].clone())
         return self._predict(k, x, sigma)
+
+
+def _hooks(model_options: Mapping[str, Any]) -> bool:
+    """Whether there are functions among them, by which a sampler reads or changes the guidance.
+
+    Notes that a sampler keeps there, for itself or for its pack's patches, do no harm. Patches of the network are
+    ``transformer_options``: a network that knows of the sampler is a network like any other.
+    """
+    given = [value for name, value in model_options.items() if name != "transformer_options"]
+    return any(callable(each) for value in given for each in (value if isinstance(value, list) else [value]))
 
 
 @contextmanager

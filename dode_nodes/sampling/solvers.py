@@ -405,15 +405,22 @@ SOLVERS: Mapping[str, Sampler] = MappingProxyType(
 )
 
 _host_lookup: Callable[[str], Sampler | None] | None = None
+_host_names: Callable[[], Sequence[str]] = tuple
 
 
-def use_host(lookup: Callable[[str], Sampler | None] | None) -> None:
+def use_host(
+    lookup: Callable[[str], Sampler | None] | None, names: Callable[[], Sequence[str]] = tuple
+) -> None:
     """Let a host resolve names first: lookup(name) returns its sampler, or None where it has none.
 
     It is asked at every `resolve`, so it finds what other packs have replaced since. None removes it.
+
+    Args:
+        lookup: the host's.
+        names: lists what it has, for the error where a name is not known.
     """
-    global _host_lookup
-    _host_lookup = lookup
+    global _host_lookup, _host_names
+    _host_lookup, _host_names = lookup, names
 
 
 def resolve(solver: str | Sampler) -> Sampler:
@@ -432,7 +439,8 @@ def resolve(solver: str | Sampler) -> Sampler:
     if sampler is None:
         sampler = SOLVERS.get(solver)
     if sampler is None:
-        close = difflib.get_close_matches(solver, SOLVERS, n=1)
+        names = list(dict.fromkeys([*_host_names(), *SOLVERS]))
+        close = difflib.get_close_matches(solver, names, n=1)
         hint = f" (did you mean {close[0]}?)" if close else ""
-        raise DodeError(f"no solver is called {solver!r}{hint}; there are {', '.join(SOLVERS)}")
+        raise DodeError(f"no solver is called {solver!r}{hint}; there are {', '.join(names)}")
     return sampler

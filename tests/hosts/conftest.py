@@ -46,10 +46,10 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
     if "pack" not in request.fixturenames:
         yield
         return
-    from dode_nodes.hosts.comfy.host_samplers import host_sampler
+    from dode_nodes.hosts.comfy.host_samplers import host_names, host_sampler
 
     request.getfixturevalue("pack")
-    solvers.use_host(host_sampler)
+    solvers.use_host(host_sampler, host_names)
     with torch.inference_mode():  # as the server runs nodes
         yield
     solvers.use_host(None)

@@ -18,7 +18,7 @@ from ...errors import DodeError
 from ...fit.pipeline import Recipe
 from ...sampling.solvers import use_host
 from .guiders import Conditioning, cfg_guider
-from .host_samplers import host_sampler
+from .host_samplers import host_names, host_sampler
 from .job import Distillation, Reporter, Request, schedule, schedules_of
 from .model_facts import is_flow
 
@@ -32,7 +32,7 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
     Raises:
         DodeError: the checkpoint cannot be loaded or lacks something, or ComfyUI has no such size or schedule.
     """
-    use_host(host_sampler)
+    use_host(host_sampler, host_names)
     latent = _empty_latent(*(options.size or _SIZE))
     model, clip = _load(options.checkpoint)
     scheduler = options.schedule or ("simple" if is_flow(model) else "karras")

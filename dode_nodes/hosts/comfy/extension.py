@@ -9,7 +9,7 @@ from comfy_api.latest import ComfyExtension, io
 
 from ...sampling.solvers import use_host
 from . import table_files
-from .host_samplers import host_sampler
+from .host_samplers import host_names, host_sampler
 from .nodes.compare import CompareSamplers
 from .nodes.demo_model import DemoModel
 from .nodes.distill_lambdas import DistillLambdas
@@ -33,7 +33,7 @@ class DodeExtension(ComfyExtension):
     def __init__(self) -> None:
         _print_anything()
         table_files.register_folder()
-        use_host(host_sampler)
+        use_host(host_sampler, host_names)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes; their ids are permanent."""

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
-from types import SimpleNamespace
+from functools import cache
+from typing import Any, ClassVar
 
-import comfy.model_sampling
+import comfy.latent_formats
+import comfy.model_base
 import comfy.samplers
+import comfy.supported_models_base
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...errors import IneligibleSampler
 from ...fit.teacher import Teacher
-from ...sampling.probe import probe_student, probe_teacher
-from ...sampling.solvers import SOLVERS, Sampler, resolve
+from ...sampling.probe import probe_repeatable, probe_student, probe_teacher
+from ...sampling.solvers import SOLVERS, Sampler, resolve, sample_euler
 
 _SIGMAS = torch.tensor([14.0, 5.0, 2.0, 0.7, 0.0])
 _GRID = (
     Teacher(scale=4, flow=False).grid([_SIGMAS.tolist()], [_SIGMAS]).float()
 )  # unequal steps, as teachers get
+_TWO_STEPS = torch.tensor([14.0, 2.0, 0.0])
+_PATIENCE = 20
+"""Times as long as Euler's method. ComfyUI's own samplers take up to six; RES4LYF's, from 60 on, would take minutes."""
+_CPU = torch.device("cpu")
 _verdicts: dict[tuple[str, Sampler], tuple[bool, bool]] = {}
 
 
@@ -27,6 +36,11 @@ def host_sampler(name: str) -> Sampler | None:
     if name not in comfy.samplers.SAMPLER_NAMES:
         return None
     return getattr(comfy.samplers.sampler_object(name), "sampler_function", None)
+
+
+def host_names() -> list[str]:
+    """The names in that drop-down."""
+    return list(comfy.samplers.SAMPLER_NAMES)
 
 
 def student_names() -> list[str]:
@@ -45,18 +59,39 @@ def same_function(a: Sampler, b: Sampler) -> bool:
 
 
 def _names() -> list[str]:
-    return list(dict.fromkeys([*comfy.samplers.SAMPLER_NAMES, *SOLVERS]))
+    return list(dict.fromkeys([*host_names(), *SOLVERS]))
 
 
 def _verdict(name: str) -> tuple[bool, bool]:
+    """Whether it can be distilled, and be the teacher.
+
+    Of a slow sampler only so much is asked as a list can wait for. The rest is found when it is chosen, before the
+    teacher runs.
+    """
     try:
         sampler = resolve(name)
     except (ValueError, AttributeError):  # a name that another pack lists without a function behind it
         return False, False
     key = (name, _identity(sampler))
     if key not in _verdicts:
-        _verdicts[key] = _passes(probe_student, sampler, _SIGMAS), _passes(probe_teacher, sampler, _GRID)
+        repeatable, seconds = _first_look(sampler)
+        if not repeatable or seconds > _PATIENCE * _seconds_of_euler():
+            _verdicts[key] = repeatable, False
+        else:
+            _verdicts[key] = _passes(probe_student, sampler, _SIGMAS), _passes(probe_teacher, sampler, _GRID)
     return _verdicts[key]
+
+
+def _first_look(sampler: Sampler) -> tuple[bool, float]:
+    """Whether two runs end at one result, and what they take of this thread's time."""
+    began = time.thread_time()
+    repeatable = _passes(probe_repeatable, sampler, _TWO_STEPS)
+    return repeatable, time.thread_time() - began
+
+
+@cache
+def _seconds_of_euler() -> float:
+    return min(_first_look(sample_euler)[1] for _ in range(3))
 
 
 def _identity(sampler: Sampler) -> Sampler:
@@ -74,11 +109,21 @@ def _passes(probe: Callable[..., object], sampler: Sampler, sigmas: torch.Tensor
     return True
 
 
-def what_samplers_look_for(*, flow: bool = False) -> SimpleNamespace:
-    """What ComfyUI's samplers look for behind the denoiser, of an EPS model or a rectified flow: the model's σ."""
-    ms = comfy.model_sampling
-    bases = (ms.ModelSamplingDiscreteFlow, ms.CONST) if flow else (ms.ModelSamplingDiscrete, ms.EPS)
-    sampling = type("ModelSampling", bases, {})()
-    patcher = SimpleNamespace(get_model_object=lambda name: sampling, model_options={})
-    guider = SimpleNamespace(inner_model=SimpleNamespace(model_sampling=sampling), model_patcher=patcher)
-    return SimpleNamespace(inner_model=guider, sigmas=_SIGMAS)
+class _Config(comfy.supported_models_base.BASE):
+    """Of a model without a network."""
+
+    sampling_settings: ClassVar[dict[str, Any]] = {}
+    latent_format = comfy.latent_formats.SD15
+
+    def __init__(self) -> None:
+        super().__init__({"disable_unet_model_creation": True, "in_channels": 4})
+
+
+def what_samplers_look_for(*, flow: bool = False) -> comfy.samplers.KSamplerX0Inpaint:
+    """What stands behind the denoiser in ComfyUI, for an EPS model or a rectified flow that has no network."""
+    kind = comfy.model_base.ModelType.FLOW if flow else comfy.model_base.ModelType.EPS
+    model = comfy.model_base.BaseModel(_Config(), kind, device=_CPU)
+    model.diffusion_model = torch.nn.Module()
+    guider = comfy.samplers.CFGGuider(ModelPatcher(model, _CPU, _CPU))
+    guider.inner_model, guider.conds = model, {}
+    return comfy.samplers.KSamplerX0Inpaint(guider, _SIGMAS)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
+import comfy.model_management
 import comfy.samplers
 import numpy as np
 import torch
@@ -233,7 +234,7 @@ class Distillation:
         size = min(size, request.latents)
         prompts = len(self._guiders)
         groups = [
-            GuidedModel(guider, own, request.seed, request.latent).group(schedules[0].sigmas, size)
+            GuidedModel(guider, own, request.seed, request.latent, size).group(schedules[0].sigmas)
             for guider, own in zip(self._guiders, noise.tensor_split(prompts), strict=True)
         ]
         latents = Latents(groups, size, self._limit)
@@ -276,8 +277,9 @@ class Distillation:
         return in_order(batches, ends)
 
     def _as_latent(self, x: torch.Tensor) -> Any:
-        """As ComfyUI passes latents on."""
-        return unpacked(self._request.model.model.process_latent_out(x.float()), self._request.latent)
+        """As ComfyUI passes latents on, where it keeps them."""
+        latent = self._request.model.model.process_latent_out(x.float())
+        return unpacked(latent.to(comfy.model_management.intermediate_device()), self._request.latent)
 
 
 def _by_start(schedules: Sequence[Schedule]) -> list[list[Schedule]]:

@@ -6,6 +6,7 @@ code prepares them: each run of our samplers is a run of a guider and gets the s
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from types import SimpleNamespace
@@ -13,6 +14,8 @@ from typing import Any
 
 import comfy.model_base
 import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import torch
@@ -45,28 +48,32 @@ class GuidedModel:
         noise: of all latents of its group, ``[B, C, *spatial]``, packed.
         seed: what the run is told.
         like: a latent of their shape.
+        micro_batch: how many of them are evaluated at a time, at most.
     """
 
-    def __init__(self, guider: Guider, noise: torch.Tensor, seed: int, like: Any) -> None:
-        self._guider = guider
+    def __init__(self, guider: Guider, noise: torch.Tensor, seed: int, like: Any, micro_batch: int) -> None:
+        self._guider = _always_for(micro_batch, guider)
         self._noise = noise
+        self._micro_batch = micro_batch
         self._seed = seed
         self._like = like
         patcher = guider.model_patcher
-        between_runs = SimpleNamespace(inner_model=patcher.model, model_patcher=patcher, model_options={})
+        between_runs = SimpleNamespace(  # what samplers look for
+            inner_model=patcher.model,
+            model_patcher=patcher,
+            model_options={},
+            conds={},
+            cfg=getattr(guider, "cfg", 1.0),
+        )
         self._between_runs = comfy.samplers.KSamplerX0Inpaint(between_runs, torch.empty(0))
         self._denoiser = self._between_runs
         self._model_options: dict[str, Any] = {}
 
-    def group(self, sigmas: torch.Tensor, micro_batch: int) -> Group:
-        """The latents of its noise, where a run over these σ begins with them.
-
-        Args:
-            sigmas: of any sampler.
-            micro_batch: how many latents to make ready at a time.
-        """
-        states = [self._beginning(noise, sigmas) for noise in torch.split(self._noise, micro_batch)]
-        return Group(self, torch.cat(states), {"model_options": {}, "seed": self._seed}, self.around)
+    def group(self, sigmas: torch.Tensor) -> Group:
+        """The latents of its noise, where a run over these σ begins with them."""
+        states = [self._beginning(noise, sigmas) for noise in torch.split(self._noise, self._micro_batch)]
+        extra_args = {"model_options": {"transformer_options": {}}, "seed": self._seed}
+        return Group(self, torch.cat(states), extra_args, self.around)
 
     def _beginning(self, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
         """What the host hands its sampler functions: noise, as the model and its patches will have it."""
@@ -175,6 +182,30 @@ class _NoWeights(_Lending):
     def apply_hooks(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """No transformer options."""
         return {}
+
+
+def _always_for(micro_batch: int, guider: Guider) -> Guider:
+    """The guider, whose runs make room for a whole micro-batch: for less, weights would move back and forth."""
+
+    def prepare(
+        executor: Callable[..., Any],
+        model: ModelPatcher,
+        noise_shape: Sequence[int],
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        return executor(model, [max(micro_batch, noise_shape[0]), *noise_shape[1:]], *args, **kwargs)
+
+    guider = copy.copy(guider)
+    guider.model_options = comfy.model_patcher.create_model_options_clone(guider.model_options)
+    comfy.patcher_extension.add_wrapper_with_key(
+        comfy.patcher_extension.WrappersMP.PREPARE_SAMPLING,
+        "dode_nodes",
+        prepare,
+        guider.model_options,
+        is_model_options=True,
+    )
+    return guider
 
 
 class _Inside(comfy.samplers.Sampler):

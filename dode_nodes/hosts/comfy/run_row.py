@@ -23,7 +23,7 @@ from .guiders import guidance_scale
 from .host_samplers import same_function
 from .messages import remark
 from .model_facts import check_model
-from .usage import denoise_remarks, usage_remarks
+from .usage import check_solver_is_here, denoise_remarks, usage_remarks
 
 _KEY = "dode_nodes"
 _RUN = "dode_nodes_run"
@@ -84,10 +84,11 @@ def part_sampler(
     """The part of a row that serves these settings, chosen once, and the SAMPLER that runs it.
 
     Raises:
-        DodeError: the table has no such row, or is for another kind of model.
+        DodeError: the table has no such row or is for another kind of model, or the row's sampler is not here.
     """
     remarks = check_model(table.model, model)
     part = part_for_steps(table, steps, denoise, solver)
+    check_solver_is_here(part.row, table)
     remarks += denoise_remarks(part, denoise)
     return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id)
 
@@ -96,11 +97,12 @@ def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None)
     """The table's row for these σ.
 
     Raises:
-        DodeError: there is none; says why, what the table has, and what to do.
+        DodeError: there is none, or its sampler is not here; says why, what the table has, and what to do.
     """
     match = table.match(sigmas, solver)
     if match.row is None:
         raise DodeError(f"{match.why}. Connect the sigmas of 'D-ODE sigmas', or distil λ for this schedule")
+    check_solver_is_here(match.row, table)
     return match.row
 
 

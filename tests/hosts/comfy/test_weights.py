@@ -19,9 +19,13 @@ FORMATS = [torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, to
 
 
 def make(family, seed=0):
+    import comfy.ldm.flux.model
     import comfy.supported_models
 
-    return real(getattr(comfy.supported_models, family), NETWORKS[family], seed)
+    settings = NETWORKS[family]
+    if family == "Flux" and "txt_ids_dims" in comfy.ldm.flux.model.FluxParams.__dataclass_fields__:
+        settings = settings | {"txt_ids_dims": []}  # newer hosts ask for it
+    return real(getattr(comfy.supported_models, family), settings, seed)
 
 
 def of(model):

@@ -21,6 +21,7 @@ from ..pictures import draw
 from ..prompts import check_empty, fitting_latent, noise_per_latent
 from ..side_by_side import sample_all, stock_dode_teacher
 from ..streams import pictures_of, unpacked
+from ..usage import check_solver_is_here
 from .inputs import (
     CATEGORY,
     cfg_input,
@@ -123,6 +124,7 @@ class CompareSamplers(io.ComfyNode):
         check_empty(model, latent)
         remark(node_id, check_model(table.model, model))
         row = part_for_steps(table, steps, solver=filtered_solver(solver)).row
+        check_solver_is_here(row, table)
         if seed == row.settings.get("seed"):
             why = "λ was distilled on this one, so it looks better here than it is"
             remark(node_id, [f"use another seed: {why}"])

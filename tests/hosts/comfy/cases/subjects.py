@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,94 @@ def sd15(checkpoint: Path) -> Subject:
     return Subject(model, _context(1, 77, 768), _context(2, 77, 768), latent, "karras", watch(model))
 
 
+UNET = {
+    "image_size": 32, "in_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
+    "transformer_depth": [1, 1], "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 16,
+    "num_heads": 4, "legacy": False, "dtype": torch.float32,
+}  # fmt: skip
+
+
+def unet(seed: int = 0, in_channels: int = 4) -> Subject:
+    """A tiny U-Net with attention and random weights. With nine channels, one for inpainting."""
+    import comfy.model_base
+    import comfy.supported_models
+
+    settings = {"out_channels": 4, "transformer_depth_output": [1, 1, 1, 1]}
+    config = comfy.supported_models.SD15(UNET | settings | {"in_channels": in_channels})
+    network = comfy.model_base.BaseModel(config, device=torch.device("cpu"))
+    if in_channels == 9:
+        network.set_inpaint()
+    _fill(network, seed)
+    model = _patcher(network)
+    latent = {"samples": torch.zeros(1, 4, 4, 4)}
+    return Subject(model, _context(1, 7, 16), _context(2, 7, 16), latent, "karras", watch(model))
+
+
+def controlnet(seed: int = 3) -> Any:
+    """A ControlNet for ``unet``."""
+    import comfy.cldm.cldm
+    import comfy.controlnet
+    import comfy.ops
+
+    cpu = torch.device("cpu")
+    network = comfy.cldm.cldm.ControlNet(
+        **UNET, hint_channels=3, device=cpu, operations=comfy.ops.disable_weight_init
+    )
+    _fill(network, seed)
+    return comfy.controlnet.ControlNet(network, load_device=cpu)
+
+
+def flux() -> Subject:
+    """A tiny Flux with random weights."""
+    import comfy.ldm.flux.model
+    import comfy.model_base
+    import comfy.supported_models
+
+    newer = (
+        {"txt_ids_dims": []}
+        if "txt_ids_dims" in vars(comfy.ldm.flux.model.FluxParams)["__annotations__"]
+        else {}
+    )
+    settings = {
+        "image_model": "flux", "in_channels": 16, "out_channels": 16, "vec_in_dim": 8, "context_in_dim": 16,
+        "hidden_size": 32, "mlp_ratio": 2.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 2,
+        "axes_dim": [4, 6, 6], "theta": 10000, "patch_size": 2, "qkv_bias": True, "guidance_embed": True,
+        "dtype": torch.float32,
+    }  # fmt: skip
+    config = comfy.supported_models.Flux(settings | newer)
+    network = comfy.model_base.Flux(config, device=torch.device("cpu"))
+    _fill(network, 0)
+    model = _patcher(network)
+    latent = {"samples": torch.zeros(1, 16, 4, 4)}
+    return Subject(model, flux_prompt(1), flux_prompt(2), latent, "simple", watch(model))
+
+
+def flux_prompt(seed: int, **settings: Any) -> Conditioning:
+    """For ``flux``."""
+    pooled = torch.randn(1, 8, generator=torch.Generator().manual_seed(seed))
+    return _context(seed, 7, 16, pooled_output=pooled, **settings)
+
+
+def empty(side: int, channels: int = 4) -> Latent:
+    """A latent of nothing."""
+    return {"samples": torch.zeros(1, channels, side, side)}
+
+
+def unet_prompt(seed: int, **settings: Any) -> Conditioning:
+    """For ``unet``."""
+    return _context(seed, 7, 16, **settings)
+
+
+def _fill(network: nn.Module, seed: int) -> None:
+    """Random weights, of a gain a little below 1; normalisations are plain."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, weight in network.named_parameters():
+        if weight.ndim > 1:
+            weight.data = torch.randn(weight.shape, generator=generator) * 0.7 / weight[0].numel() ** 0.5
+        else:
+            weight.data = torch.full_like(weight, float(name.endswith(("weight", "scale"))))
+
+
 FRAMES = 14
 
 
@@ -142,11 +231,20 @@ def _context(seed: int, tokens: int, width: int, **settings: Any) -> Conditionin
 
 
 def stock_node(module: str, name: str, **inputs: Any) -> Any:
-    """The first output of a node of comfy_extras, of either generation."""
-    node = getattr(importlib.import_module(f"comfy_extras.{module}"), name)
-    if hasattr(node, "PREPARE_CLASS_CLONE"):
-        return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**inputs).args[0]
-    return getattr(node(), node.FUNCTION)(**inputs)[0]
+    """The first output of a node of comfy_extras, or of ``nodes``, of either generation; else see ``stock_nodes``."""
+    return stock_nodes(module, name, **inputs)[0]
+
+
+def stock_nodes(module: str, name: str, **inputs: Any) -> Sequence[Any]:
+    """All of them. Inputs that newer ComfyUIs have added are as the node has them."""
+    node = getattr(importlib.import_module(module if module == "nodes" else f"comfy_extras.{module}"), name)
+    if not hasattr(node, "PREPARE_CLASS_CLONE"):
+        return getattr(node(), node.FUNCTION)(**inputs)
+    asked = {
+        each.id: getattr(each, "default", None) for each in node.define_schema().inputs if not each.optional
+    }
+    given = {name: value for name, value in asked.items() if value is not None} | inputs
+    return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**given).args
 
 
 def ksampler(subject: Subject, latent: Latent | None = None, **changes: Any) -> Tensor:

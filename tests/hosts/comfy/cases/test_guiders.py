@@ -10,17 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.hosts.comfy.cases.fidelity import SCALE, SEED, TOLERANCE, schedule_of, teachers_grid
 from tests.hosts.comfy.cases.pack import Pack
 from tests.hosts.comfy.cases.subjects import Conditioning, Latent, Subject, rms, stock_node
-from tests.hosts.comfy.cases.test_fidelity import (
-    SCALE,
-    SEED,
-    TOLERANCE,
-    hook,
-    hooked,
-    schedule_of,
-    teachers_grid,
-)
+from tests.hosts.comfy.cases.test_hooks import LATE, hook, hooked
 
 pytestmark = pytest.mark.comfyui
 
@@ -120,8 +113,9 @@ def distances(dode: Pack, subject: Subject, guider: Any, **changes: Any) -> tupl
     return worst[0], worst[1]
 
 
-@pytest.mark.parametrize("make", GUIDERS)
-@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize(
+    ("kind", "make"), [*(("eps", make) for make in GUIDERS), ("flow", dual), ("flow", of_another_pack)]
+)
 def test_runs_are_those_of_sampler_custom_advanced(kind, make, dode):
     subject = dode.demo(kind, SIDE)
     guider = make(subject, dode.prompt(5))
@@ -133,7 +127,7 @@ def test_runs_are_those_of_sampler_custom_advanced(kind, make, dode):
 @pytest.mark.parametrize("make", [plain, dual])
 def test_hooks_of_a_guiders_prompts_act(make, dode):
     subject = dode.demo(side=SIDE)
-    hooks = hooked(subject.positive, hook(subject, later=0.2))
+    hooks = hooked(subject.positive, hook(subject, frames=LATE))
     guider = make(replace(subject, positive=hooks), dode.prompt(5))
     stock, teacher = distances(dode, subject, guider)
     assert stock < TOLERANCE

@@ -1,0 +1,104 @@
+"""The oracle of Distill λ's runs: its stock and teacher latents are those of a KSampler with the same model, prompt and
+noise. Which noises are held out is not asked: a latent may be that of any noise and prompt of the run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests.hosts.comfy.cases.pack import Pack
+from tests.hosts.comfy.cases.subjects import Conditioning, Subject, rms
+
+TOLERANCE = 1e-5
+LATENTS = 4
+"""Of each prompt: one of them is held out."""
+SIDE = 4
+SCALE = 3
+SEED = 1
+
+
+def distances(
+    dode: Pack,
+    subject: Subject,
+    *positives: Conditioning,
+    steps: int = 3,
+    expected: Sequence[Subject] | None = None,
+    **changes: Any,
+) -> tuple[float, float]:
+    """How far the worst stock latent, and the worst teacher latent, is from every KSampler's.
+
+    Args:
+        positives: prompts, of one row each.
+        expected: the subject with the prompts to compare with; the positives in turn if they are of one row.
+        changes: of Distill λ's inputs.
+    """
+    more = {f"positive_{i}": each for i, each in enumerate(positives[1:], 2)}
+    latents = LATENTS * len(positives)
+    settings = {"latents": latents, "seed": SEED, "scale": SCALE, "steps": str(steps)}
+    given = {"positive": positives[0]} | more | settings | changes
+    made = dode.distil(subject, **given)
+    solver, scheduler = given.get("solver", "euler"), given.get("scheduler", subject.scheduler)
+    sigmas = schedule_of(subject, scheduler, steps, solver)
+    runs = (
+        ("stock", solver, sigmas),
+        ("teacher", "dpmpp_2m", teachers_grid(sigmas, subject.scheduler == "simple", given["scale"])),
+    )
+    each = expected or [replace(subject, positive=positive) for positive in positives]
+    alone = given.get("micro_batch") == 1
+    worst = []
+    for output, sampler, grid in runs:
+        theirs = torch.cat([sampled(one, sampler, grid, given["latents"], alone) for one in each])
+        assert len(made[output]["samples"]) >= len(positives)
+        worst.append(max(min(_error(mine, their) for their in theirs) for mine in made[output]["samples"]))
+    return worst[0], worst[1]
+
+
+def _error(mine: Tensor, their: Tensor) -> float:
+    """Random networks make large numbers of noise."""
+    return rms(mine, their) / max(1.0, float(their.square().mean().sqrt()))
+
+
+def schedule_of(subject: Subject, scheduler: str, steps: int, solver: str = "euler") -> Tensor:
+    import comfy.samplers
+
+    return comfy.samplers.KSampler(subject.model, steps, "cpu", sampler=solver, scheduler=scheduler).sigmas
+
+
+def teachers_grid(sigmas: Tensor, flow: bool, scale: int = SCALE) -> Tensor:
+    """``scale`` steps for each: equal in σ to the last, and for flow models; in log σ elsewhere."""
+    grid = []
+    for a, b in pairwise(sigmas.tolist()):
+        for i in range(scale):
+            share = i / scale
+            grid.append(a + share * (b - a) if flow or b == 0 else a ** (1 - share) * b**share)
+    return torch.tensor([*grid, 0.0])
+
+
+def sampled(subject: Subject, sampler: str, sigmas: Tensor, count: int, alone: bool = False) -> Tensor:
+    """Every noise of the run, by ComfyUI's own sampler, together or one at a time."""
+    import comfy.sample
+    import comfy.samplers
+
+    empty = subject.latent["samples"][:1].repeat(count, 1, 1, 1)
+    noise = comfy.sample.prepare_noise(empty, SEED, list(range(count)))
+    runs = [
+        comfy.sample.sample_custom(
+            subject.model, part, 2.0, comfy.samplers.sampler_object(sampler), sigmas, subject.positive,
+            subject.negative, torch.zeros_like(part), disable_pbar=True, seed=SEED,
+        )
+        for part in noise.split(1 if alone else count)
+    ]  # fmt: skip
+    return torch.cat(runs)
+
+
+def assert_faithful(dode: Pack, subject: Subject, *positives: Conditioning, **changes: Any) -> None:
+    """Both are a KSampler's."""
+    stock, teacher = distances(dode, subject, *positives, **changes)
+    assert stock < TOLERANCE
+    assert teacher < TOLERANCE
