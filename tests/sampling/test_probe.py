@@ -14,7 +14,13 @@ from dode_nodes.errors import DodeError, IneligibleSampler
 from dode_nodes.fit.distill import distill
 from dode_nodes.fit.latents import Latents
 from dode_nodes.fit.teacher import Teacher, run_teacher
-from dode_nodes.sampling.probe import asked_sigmas, probe_student, probe_teacher, solver_name
+from dode_nodes.sampling.probe import (
+    asked_sigmas,
+    probe_repeatable,
+    probe_student,
+    probe_teacher,
+    solver_name,
+)
 from dode_nodes.sampling.solvers import SOLVERS, sample_euler, sample_heun
 from dode_nodes.tables.gate import is_name
 from dode_nodes.tables.row import MAX_EVALUATIONS
@@ -507,3 +513,63 @@ def test_comfyuis_unfit_teachers_are_refused_before_any_network_evaluation(
     with pytest.raises(DodeError, match=r"cannot be the teacher|is adaptive|is stochastic"):
         run_teacher(Latents.of(model, latents(2).float()), SCHEDULE, Teacher(comfy_sampler(name)))
     assert model.evaluations == 0
+
+
+# --- What samplers keep in model_options --------------------------------------------------------------
+
+
+def keeping(put):
+    """Euler's method that first puts something into its model_options."""
+
+    def sample(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        put(extra_args["model_options"])
+        return sample_euler(model, x, sigmas, extra_args, callback, disable)
+
+    return sample
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda options: options["transformer_options"].update(row=0, patches={"attn1": [print]}),
+        lambda options: options.update(mypack={"step": 0}, another=[1, "two"], third=torch.ones(2)),
+        lambda options: options.setdefault("transformer_options", {}).setdefault("sample_sigmas", [1.0]),
+    ],
+)
+def test_notes_of_a_sampler_do_no_harm(put):
+    assert probe_student(keeping(put), karras(4)) == probe_student(sample_euler, karras(4))
+
+
+@pytest.mark.parametrize(
+    "put",
+    [
+        lambda options: options.update(sampler_post_cfg_function=[print], disable_cfg1_optimization=True),
+        lambda options: options.update(sampler_cfg_function=print),
+        lambda options: options.update(model_function_wrapper=lambda *args: args),
+    ],
+)
+def test_functions_in_them_are_hooks_on_the_guidance(put):
+    with pytest.raises(IneligibleSampler, match="it changes the model's guidance"):
+        probe_student(keeping(put), karras(4))
+
+
+def test_the_least_is_asked_by_two_runs():
+    """For a list; what else a student must be is found when it is chosen."""
+    evaluations = 0
+
+    def counted(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def counting(x, sigma, **extra_args):
+            nonlocal evaluations
+            evaluations += 1
+            return model(x, sigma, **extra_args)
+
+        return sample_euler(counting, x, sigmas, extra_args, callback, disable)
+
+    probe_repeatable(counted, karras(3))
+    assert evaluations == 2 * 3
+    for stochastic in (seeded_noise, generator_noise):
+        with pytest.raises(IneligibleSampler, match="is stochastic"):
+            probe_repeatable(stochastic, karras(2))
+    with pytest.raises(IneligibleSampler, match="it changes the model's guidance"):
+        probe_repeatable(cfg_plus_plus, karras(2))
+    probe_repeatable(adaptive, karras(4))

