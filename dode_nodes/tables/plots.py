@@ -181,9 +181,9 @@ def _draw_schedules(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:
     """σ after each step, before and after refining; the last is 0 in all of them, and has no logarithm."""
     ax.plot([], [], label="before refining", **as_stock(""))
     for row, style in zip(rows, styles(), strict=False):
-        steps = range(row.steps)
-        ax.plot(steps, row.plain.sigmas[:-1], **as_stock(style["marker"]))
-        ax.plot(steps, row.sigmas[:-1], label=f"{row.nfe} evaluations", **style)
+        before, after = row.plain.sigmas[:-1], row.sigmas[:-1]  # one more where the first step is free
+        ax.plot(range(len(before)), before, **as_stock(style["marker"]))
+        ax.plot(range(len(after)), after, label=f"{row.nfe} evaluations", **style)
     if not is_flow(rows[0].sigmas):
         log_axis(ax, "y", SPARSE)
     ax.set_xticks(range(max(row.steps for row in rows)))

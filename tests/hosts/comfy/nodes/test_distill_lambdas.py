@@ -87,7 +87,7 @@ def test_the_command_line_says_the_same_of_one_step(make_model, dode, on_the_nod
 
 def test_beside_one_step_the_others_are_refined(make_model, dode):
     table = dode.table(make_model(), **REFINED | {"steps": "1, 4"})
-    assert [(row.steps, row.is_refined) for row in table.rows] == [(1, False), (4, False), (4, True)]
+    assert [(row.paid_steps, row.is_refined) for row in table.rows] == [(1, False), (4, False), (4, True)]
 
 
 def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, dode):
