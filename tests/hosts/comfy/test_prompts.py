@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from dode_nodes import Latents
+from dode_nodes.fit.runs import Recording, Run
 from dode_nodes.fit.student import Student
 from dode_nodes.sampling.probe import probe_student
 from dode_nodes.sampling.solvers import resolve
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.fidelity import SEED, sampled, schedule_of
 from tests.hosts.comfy.cases.hooks import LATE, hook, hooked
-from tests.hosts.comfy.cases.subjects import Subject, ksampler, stock_node
+from tests.hosts.comfy.cases.subjects import Subject, ksampler
 
 pytestmark = pytest.mark.comfyui
 
@@ -60,13 +61,8 @@ def _later_than_the_others(subject: Subject) -> Subject:
 
 
 def _windows(subject: Subject) -> Subject:
-    """Of columns, as of a video's frames. They move from step to step."""
-    settings = {
-        "context_length": 2, "context_overlap": 1, "context_schedule": "looped_uniform", "context_stride": 1,
-        "closed_loop": False, "fuse_method": "pyramid", "dim": 3,
-    }  # fmt: skip
-    model = stock_node("nodes_context_windows", "ContextWindowsManualNode", model=subject.model, **settings)
-    return replace(subject, model=model)
+    """They move from step to step."""
+    return replace(subject, model=subjects.windows(subject.model, "looped_uniform"))
 
 
 @pytest.mark.parametrize(
@@ -101,6 +97,10 @@ def test_a_run_from_the_middle_is_the_run_from_the_beginning(
     for known in random.permutation(queries + 1):
         end, _ = student.run(batch.group.model, batch, outputs[:known])
         assert subjects.rms(end, whole) < 1e-6 * whole.std(), known
+    recording = Recording(Run(student.solver, sigmas), batch, "noise")
+    for output in outputs:
+        recording.evaluate(batch.group.model, student.corrections)
+        assert subjects.rms(recording.denoised[-1], output) < 1e-6 * output.std()
 
 
 def test_runs_begin_where_a_ksampler_begins(demo):

@@ -247,6 +247,21 @@ def stock_nodes(module: str, name: str, **inputs: Any) -> Sequence[Any]:
     return node.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).EXECUTE_NORMALIZED(**given).args
 
 
+def windows(model: Any, schedule: str, *, shuffled: bool = False) -> Any:
+    """The model on two columns of a latent at a time, as on a video's frames.
+
+    Args:
+        shuffled: noise is, where this ComfyUI can.
+    """
+    import comfy.context_windows as host
+
+    newer = {"causal_window_fix": False, "freenoise": shuffled} if hasattr(host, "apply_freenoise") else {}
+    return stock_node(
+        "nodes_context_windows", "ContextWindowsManualNode", model=model, context_length=2, context_overlap=1,
+        context_schedule=schedule, context_stride=1, closed_loop=False, fuse_method="pyramid", dim=3, **newer,
+    )  # fmt: skip
+
+
 def ksampler(subject: Subject, latent: Latent | None = None, **changes: Any) -> Tensor:
     """The latent of ComfyUI's KSampler node."""
     import nodes

@@ -10,7 +10,7 @@ import pytest
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.fidelity import SIDE, assert_faithful
 from tests.hosts.comfy.cases.hooks import random_lora
-from tests.hosts.comfy.cases.subjects import Subject, flux_prompt, stock_node
+from tests.hosts.comfy.cases.subjects import Subject, flux_prompt, stock_node, windows
 
 pytestmark = pytest.mark.comfyui
 
@@ -116,25 +116,21 @@ def test_layers_that_are_skipped_in_a_part_of_the_run(dode):
     assert_faithful(dode, subject, subject.positive, flux_prompt(3), scale=2)
 
 
-def windows(subject: Subject, schedule: str, **settings: Any) -> Subject:
-    """Columns of the latent, two at a time, as a video's frames."""
-    settings = {
-        "context_length": 2, "context_overlap": 1, "context_schedule": schedule, "context_stride": 1,
-        "closed_loop": False, "fuse_method": "pyramid", "dim": 3,
-    } | settings  # fmt: skip
-    return _patched(subject, ("nodes_context_windows", "ContextWindowsManualNode", settings))
-
-
 @pytest.mark.parametrize("schedule", ["looped_uniform", "standard_static"])
 def test_context_windows(schedule, dode):
-    """They move from step to step, or their noise is shuffled. This ComfyUI makes them of one latent at a time."""
-    import comfy.context_windows as host
-
-    shuffled = (
-        {"freenoise": True} if schedule == "standard_static" and hasattr(host, "apply_freenoise") else {}
+    """They move from step to step, or noise is shuffled for them. ComfyUI makes them of one latent at a time."""
+    subject = dode.demo(side=SIDE)
+    windowed = replace(
+        subject, model=windows(subject.model, schedule, shuffled=schedule == "standard_static")
     )
-    subject = windows(dode.demo(side=SIDE), schedule, **shuffled)
-    assert_faithful(dode, subject, subject.positive, scale=2, micro_batch=1)
+    assert_faithful(dode, windowed, subject.positive, scale=2, micro_batch=1)
+
+
+def test_context_windows_of_several_latents_are_refused_by_name(dode):
+    subject = dode.demo(side=SIDE)
+    windowed = replace(subject, model=windows(subject.model, "standard_static"))
+    with pytest.raises(dode.library.DodeError, match="micro_batch to 1: .*ContextWindows"):
+        dode.distil(windowed, latents=4, steps="3")
 
 
 @pytest.mark.parametrize(
