@@ -129,7 +129,7 @@ def test_context_windows(schedule, dode):
 def test_context_windows_of_several_latents_are_refused_by_name(dode):
     subject = dode.demo(side=SIDE)
     windowed = replace(subject, model=windows(subject.model, "standard_static"))
-    with pytest.raises(dode.library.DodeError, match="micro_batch to 1: .*ContextWindows"):
+    with pytest.raises(dode.library.DodeError, match=r"micro_batch to 1: .*ContextWindows"):
         dode.distil(windowed, latents=4, steps="3")
 
 
