@@ -49,7 +49,7 @@ def test_as_a_program(checkpoint: Path, out: Path) -> None:
     assert "evaluations: teacher" in done.stdout.splitlines()[0]
     assert done.stdout.endswith(f"The table: {out}\n")
     table = LambdaTable.load(out)
-    assert (table.model["family"], table.model["prediction_type"]) == ("SD15", "eps")
+    assert (table.model["family"], table.model["prediction_type"]) == ("sd15", "eps")
     assert [row.steps for row in table.rows] == [3]
 
 
@@ -132,4 +132,4 @@ def test_interrupted_it_saves_what_was_found(
     assert main(arguments(checkpoint, out, "--refine-budget", "8")) == 130
     partial = out.with_name("mine-partial.safetensors")
     assert f"interrupted: the rows found so far are saved in {partial}" in capsys.readouterr().err
-    assert LambdaTable.load(partial).model["family"] == "SD15"
+    assert LambdaTable.load(partial).model["family"] == "sd15"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from dode_nodes import DodeError, LambdaTable
 from tests.hosts.comfy.node_calls import empty, zero_table
@@ -31,6 +32,10 @@ def test_a_table_of_the_first_kind_still_knows_its_checkpoint(kind, pack, run_no
     table = LambdaTable.load(REPOSITORY / "tests" / "tables" / "files" / f"demo_{kind}.safetensors")
     model = run_node(pack.DemoModel, kind=kind, digit=3)[0]
     assert check_model(table.model, model) == []
+    network = model.model.diffusion_model
+    model.model.diffusion_model = torch.compile(network)
+    assert check_model(table.model, model) == []
+    model.model.diffusion_model = network
     for weight in model.model.diffusion_model.parameters():
         weight.mul_(1.05)
     assert "another checkpoint" in " ".join(check_model(table.model, model))
