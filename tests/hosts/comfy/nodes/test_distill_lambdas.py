@@ -195,7 +195,7 @@ def cancel_at(count: int) -> Callable[[int], None]:
 
 @pytest.mark.parametrize(
     ("part", "saved"),
-    [(0.1, []), (0.3, ["greedy"]), (0.5, ["greedy", "interrupted"]), (0.99, ["greedy", "whole"])],
+    [(0.04, []), (0.15, ["greedy"]), (0.5, ["greedy", "interrupted"]), (0.99, ["greedy", "whole"])],
 )
 def test_cancel_saves_what_was_found_and_the_next_run_works(
     part, saved, make_model, dode, lambdas_folder, caplog
