@@ -167,6 +167,19 @@ class Bench:
             disable_pbar=True, seed=SEED,
         )  # fmt: skip
 
+    def entered(self, batch: int) -> Callable[[], Tensor]:
+        """A run as a fit makes it, in which nothing is evaluated."""
+        import comfy.sample
+
+        from dode_nodes.hosts.comfy.guiders import cfg_guider
+        from dode_nodes.hosts.comfy.prompts import GuidedModel
+
+        guider = cfg_guider(self.model, self.positive, self.negative, CFG)
+        latent, sigmas = self.empty(batch), self.sigmas(ENTERED_STEPS)
+        noise = comfy.sample.prepare_noise(latent, SEED)
+        group = GuidedModel(guider, noise, SEED, latent, batch).group(sigmas)
+        return lambda: group.around(lambda extra_args: group.x, torch.arange(batch), sigmas)
+
 
 def rows(sigmas: Tensor) -> Iterator[tuple[str, LambdaRow]]:
     """A row with λ for Euler, and one as refinement makes them."""
@@ -188,10 +201,9 @@ def sampling(bench: Bench, batch: int) -> Iterator[list[object]]:
     for name, row in rows(bench.sigmas(STEPS)):
         ours = row_sampler(lambda sigmas, row=row: row)
         yield [batch, name, *cost(lambda ours=ours: bench.sample(ours, batch)).cells(reference)]
-    nothing = comfy.samplers.KSAMPLER(lambda model, x, sigmas, **_: x)
     eight = cost(lambda: bench.sample(stock, batch, ENTERED_STEPS))
-    entered = cost(lambda: bench.sample(nothing, batch, ENTERED_STEPS))
-    yield [batch, f"a run without evaluations, beside {ENTERED_STEPS} steps", *entered.cells(eight)]
+    entered = cost(bench.entered(batch))
+    yield [batch, f"entering a run of a fit, beside {ENTERED_STEPS} steps", *entered.cells(eight)]
 
 
 class Evaluations:

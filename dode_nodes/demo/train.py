@@ -142,6 +142,7 @@ def optimise(
     Returns:
         The mean loss of the last tenth of the steps.
     """
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload] # CPUs convolve a third faster
     optimiser = torch.optim.AdamW(network.parameters(), lr=peak, betas=(0.9, 0.99), weight_decay=0.01)
     average = AveragedModel(network, multi_avg_fn=_average)
     state = {"network": network, "average": average, "optimiser": optimiser}
@@ -231,7 +232,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def write_weights(path: Path, network: nn.Module, facts: Mapping[str, str]) -> None:
     """A file of weights in float16 and statistics in float32, with where they come from."""
-    weights = {name: parameter.detach().half() for name, parameter in network.named_parameters()}
+    weights = {name: parameter.detach().half().contiguous() for name, parameter in network.named_parameters()}
     tensors = weights | {name: buffer.float() for name, buffer in network.named_buffers()}
     metadata = {
         **facts,

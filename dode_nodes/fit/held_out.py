@@ -15,7 +15,7 @@ from ..errors import NotFinite
 from ..sampling.denoiser import DodeDenoiser
 from ..sampling.probe import Queries
 from ..sampling.sample import corrected
-from ..sampling.solvers import Sampler
+from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import finite
 from ..tables.provenance import HeldOutErrors
 from ..tables.row import LambdaRow
@@ -151,7 +151,7 @@ def _end(errors: Errors) -> float:
 
 
 def later_starts_cost(latents: Latents, evaluations: Sequence[int], *, approach: int = 0) -> int:
-    """What ``with_later_starts`` takes at most, in evaluations of one latent.
+    """What ``with_later_starts`` takes at most, in evaluations of one latent: the row's runs, and its plain solver's.
 
     Args:
         latents: of the fit.
@@ -160,25 +160,41 @@ def later_starts_cost(latents: Latents, evaluations: Sequence[int], *, approach:
     """
     total = sum(evaluations)
     starts = [k for k, n in zip(accumulate(evaluations[:-1]), evaluations[1:], strict=True) if n]
-    return sum(total - k + approach for k in starts) * len(latents.held_out)
+    return 2 * sum(total - k + approach for k in starts) * len(latents.held_out)
 
 
 def with_later_starts(targets: Targets, row: LambdaRow, solver: Sampler, progress: Progress) -> LambdaRow:
-    """The row with the held-out errors of runs that begin at its later steps, from the teacher's state there.
+    """The row with the held-out errors of runs that begin at its later steps, from the teacher's state there; and
+    those of its plain solver.
 
     img2img, a hires fix and split schedules run the last steps of a row: the best row for them need not be
-    the best as a whole. A start from which the network's answers are not finite has no error.
+    the best as a whole, and weights of a run that is not whole may be worse than none. A start from which the
+    network's answers are not finite has no error.
     """
     if row.errors is None:
         return row
+    plain = row.plain
+    plain_solver = solver if plain.solver == row.solver else _named(plain.solver)
     with progress:
         evaluator = Evaluator(progress)
-        later = [
-            _error_from(targets, row, step, solver, evaluator) if row.evaluations[step] else None
-            for step in range(1, row.steps)
-        ]
-    errors: HeldOutErrors = replace(row.errors, dode=(row.errors.dode[0], *later))
+        later = _later_errors(targets, row, solver, evaluator)
+        stock = _later_errors(targets, plain, plain_solver, evaluator) if plain_solver else []
+    errors: HeldOutErrors = replace(row.errors, dode=(row.errors.dode[0], *later), later_stock=tuple(stock))
     return replace(row, errors=errors, report=_report_with(row, evaluator.spent()))
+
+
+def _named(solver: str) -> Sampler | None:
+    """None for a function of the caller's own, which a row cannot hold."""
+    return None if solver.startswith("<") else resolve(solver)
+
+
+def _later_errors(
+    targets: Targets, row: LambdaRow, solver: Sampler, evaluator: Evaluator
+) -> list[float | None]:
+    return [
+        _error_from(targets, row, step, solver, evaluator) if row.evaluations[step] else None
+        for step in range(1, row.steps)
+    ]
 
 
 def _report_with(row: LambdaRow, spent: int) -> dict[str, object]:

@@ -36,6 +36,10 @@ if TYPE_CHECKING:
 Denoiser = Callable[..., Tensor]
 """k-diffusion's convention: ``model(x, sigma[B], **extra_args) -> denoised``."""
 
+Held = Callable[[Tensor], Tensor]
+"""``held(sigma[B])``, bool, which broadcasts over the latents: where a mask keeps what is there at this σ, or a part of
+it. There the plain sampler runs: weights are fitted for what the sampler alone decides."""
+
 
 def dode_corrections(lambdas: np.ndarray) -> np.ndarray:
     """λ, ``[E]``, as a lower triangle c of corrections, ``[E, E]`` (Eq. 10).
@@ -134,6 +138,7 @@ class DodeDenoiser(DenoiserProxy):
             schedule (see ``rest_of``).
         free: outputs that cost no evaluation; only of noise.
         flow: whether noise and pictures are interpolated; free outputs ask.
+        held: tells which numbers of the latents a mask holds or blends at a σ; see `Held`.
     """
 
     def __init__(
@@ -145,8 +150,11 @@ class DodeDenoiser(DenoiserProxy):
         first: int = 0,
         free: FreeOutputs = NONE,
         flow: bool = False,
+        held: Held | None = None,
     ) -> None:
         super().__init__(model)
+        self._held = held
+        self._was_free: Tensor | None = None
         planes = corrections[None] if corrections.ndim == 2 else corrections
         self._corrections, self._free = rest_of(planes, first, free)
         self._terms = FreeTerms(self._free, flow=flow)
@@ -173,8 +181,11 @@ class DodeDenoiser(DenoiserProxy):
             return denoised
 
         output = (x - denoised) / over_latent(sigma, x) if self._noise else denoised
+        is_free = self._set_free(output, sigma)
         if corrected:
             correction = self._correction(k, output, self._terms.at(x, float(sigma[0])))
+            if is_free is not None:
+                correction = correction * is_free
             if self._noise:
                 correction = -over_latent(sigma, x) * correction
             # A σ of more bits than x must not widen the state of the sampler.
@@ -182,6 +193,17 @@ class DodeDenoiser(DenoiserProxy):
         self._outputs[k] = output
         self._outputs = {j: o for j, o in self._outputs.items() if self._last_use[j] > k}
         return denoised
+
+    def _set_free(self, output: Tensor, sigma: Tensor) -> Tensor | None:
+        """Which numbers are corrected; None for all. What is set free now has this output for all earlier ones: its run
+        begins here (see ``rest_of``)."""
+        if self._held is None:
+            return None
+        is_free = ~self._held(sigma)
+        begins = is_free if self._was_free is None else is_free & ~self._was_free
+        self._outputs = {j: torch.where(begins, output, o) for j, o in self._outputs.items()}
+        self._was_free = is_free
+        return is_free
 
     def _denoised(self, k: int, x: Tensor, sigma: Tensor, extra_args: dict[str, Any]) -> Tensor:
         """The network's answer, or what stands for it."""

@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..errors import DodeError
+from ..errors import DodeError, NotFinite
 from ..sigmas import check_sigmas, is_flow, same_sigma
 from ..tables.row import LambdaRow
-from .denoiser import Denoiser, DodeDenoiser, row_corrections
-from .probe import asked_sigmas, solver_name
+from .denoiser import Denoiser, DodeDenoiser, Held, row_corrections
+from .probe import asked_sigmas, probe_student, solver_name
 from .solvers import Sampler, resolve
 
 
@@ -59,11 +59,16 @@ def sample_dode(
     else:
         run, options = solver_of(row, solver), dict(row.solver_options)
         denoiser = dode_denoiser(model, sigmas, row, run)
-    return run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+    end = run(denoiser, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+    return end if row is None else check_finite(end, row)
 
 
-def dode_denoiser(model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler) -> DodeDenoiser:
+def dode_denoiser(
+    model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler, held: Held | None = None
+) -> DodeDenoiser:
     """The model with the row's weights, for one run of the row's solver ``run`` over these sigmas.
+
+    ``held`` tells what a mask holds.
 
     Raises:
         DodeError: the row does not serve these sigmas.
@@ -71,14 +76,17 @@ def dode_denoiser(model: Denoiser, sigmas: Tensor, row: LambdaRow, run: Sampler)
     match = row.find(sigmas)
     if match.row is None:
         raise DodeError(f"this row does not fit these sigmas: {match.why}")
+    _check_solver(row, run, model)
     _check_end(row, match.step, sigmas, run, model)
-    return corrected(model, row, match.step)
+    return corrected(model, row, match.step, held)
 
 
-def corrected(model: Denoiser, row: LambdaRow, step: int = 0) -> DodeDenoiser:
+def corrected(model: Denoiser, row: LambdaRow, step: int = 0, held: Held | None = None) -> DodeDenoiser:
     """The model with the row's weights, for one run of the row's solver from this step of its schedule."""
     first, flow = row.first_evaluation(step), is_flow(row.sigmas)
-    return DodeDenoiser(model, row_corrections(row), row.prediction, first=first, free=row.free, flow=flow)
+    return DodeDenoiser(
+        model, row_corrections(row), row.prediction, first=first, free=row.free, flow=flow, held=held
+    )
 
 
 def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:

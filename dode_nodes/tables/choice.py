@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import DodeError
 from .row import LambdaRow
-from .table import LambdaTable
+from .table import LambdaTable, plain_rows
 
 
 class Part(NamedTuple):
@@ -65,7 +65,8 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
 
     Halves are rounded up, and a denoise above 0 runs at least one step.
 
-    Of several rows the one with the smallest held-out error from that start on is taken, then the first.
+    Of several rows the one with the smallest held-out error from that start on is taken, then the first. Of a part,
+    a row's plain solver is taken where it was found to be nearer from that start.
 
     Raises:
         DodeError: the table has no such row, or none that can be started there.
@@ -74,6 +75,8 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     if not rows:
         raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
     parts = [_part(row, steps_of(row.paid_steps, denoise)) for row in rows]
+    plain = (_part(row, steps_of(row.paid_steps, denoise)) for row in plain_rows(rows))
+    parts += [part for part in plain if 0 < part.start < part.row.steps]
     able = [part for part in parts if part.start == part.row.steps or part.row.evaluations[part.start]]
     if not able:
         row = parts[0].row

@@ -66,15 +66,19 @@ class HeldOutErrors:
         dode: for every step, of a run that begins there from the teacher's state; the first is of the whole.
             None where no run can begin, or where it was not measured.
         stock: of the plain solver, over the whole; None where it was not measured.
+        later_stock: the same as ``dode`` for the plain solver and its own schedule, from its second step on;
+            empty where none was measured.
     """
 
     latents: int
     dode: tuple[float | None, ...]
     stock: float | None = None
+    later_stock: tuple[float | None, ...] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "dode", tuple(self.dode))
-        values = [value for value in (*self.dode, self.stock) if value is not None]
+        object.__setattr__(self, "later_stock", tuple(self.later_stock))
+        values = [value for value in (*self.dode, self.stock, *self.later_stock) if value is not None]
         if not is_count(self.latents) or self.latents < 1:
             raise DodeError("held-out errors need the number of latents they were measured on")
         if not all(is_number(value) and value >= 0 for value in values):
@@ -85,9 +89,17 @@ class HeldOutErrors:
         """Of whole runs; none from later steps was measured. An error that is not finite is not kept."""
         return cls(latents, (finite(dode), *[None] * (steps - 1)), finite(stock))
 
+    @property
+    def of_plain(self) -> HeldOutErrors | None:
+        """The plain solver's own, as far as they were measured."""
+        if not self.later_stock:
+            return None
+        return HeldOutErrors(self.latents, (self.stock, *self.later_stock), self.stock)
+
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return {"latents": self.latents, "dode": list(self.dode), "stock": self.stock}
+        """All fields; of what may be empty only what there is."""
+        later = {"later_stock": list(self.later_stock)} if self.later_stock else {}
+        return {"latents": self.latents, "dode": list(self.dode), "stock": self.stock} | later
 
 
 @dataclass(frozen=True)

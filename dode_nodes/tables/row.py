@@ -142,6 +142,10 @@ class LambdaRow:
             raise DodeError(
                 f"a row of {self.steps} steps must have {self.steps} held-out errors, one for each start"
             )
+        if self.errors is not None and len(self.errors.later_stock) not in (0, self.paid_steps - 1):
+            raise DodeError(
+                f"'later_stock' must be empty or one error for each of {self.paid_steps - 1} later starts"
+            )
         began = self.origin.sigmas
         if began is None:
             if self.free.first:
@@ -234,6 +238,7 @@ class LambdaRow:
             prediction=self.prediction,
             solver_options=self.solver_options if own else origin.solver_options,
             origin=Origin(PLAIN),
+            errors=self.errors and self.errors.of_plain,
             settings=self.settings,
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,8 @@ class LambdaTable:
             )
         matches = [row.find(sigmas) for row in candidates]
         fitting = [(match.row, match) for match in matches if match.row is not None]
+        parts = (plain.find(sigmas) for plain in plain_rows(candidates))
+        fitting += [(part.row, part) for part in parts if part.row is not None and part.step]
         if fitting:
             best = min(fitting, key=lambda m: (len(m[0].sigmas) != len(sigmas), m[0].error_from(m[1].step)))
             return best[1]
@@ -185,6 +187,11 @@ def _arrays_by_row(
         else:
             own[name] = array
     return of_rows, others
+
+
+def plain_rows(rows: Iterable[LambdaRow]) -> list[LambdaRow]:
+    """The plain solvers of rows, as rows, where they were measured from later starts, too."""
+    return [row.plain for row in rows if row.errors is not None and row.errors.later_stock]
 
 
 def _check_suffix(path: Path) -> None:

@@ -235,3 +235,36 @@ def test_the_rest_of_a_run_has_no_start_and_keeps_its_sums(first):
     np.testing.assert_allclose(rest.sum(2), corrections[:, first:].sum(2))
     np.testing.assert_array_equal(rest[:, :, 0], corrections[:, first:, 1])
     np.testing.assert_array_equal(rest[:, :, 2:], corrections[:, first:, 2 + first + 1 :])
+
+
+# --- Masks --------------------------------------------------------------------------------------------
+
+
+def held_until(k: int):
+    """A mask that holds the left half for good, and the right half until evaluation k."""
+
+    def held(sigma: torch.Tensor) -> torch.Tensor:
+        before = k > 0 and float(sigma[0]) > SIGMAS[k] * 1.001
+        return torch.tensor([True, True, before, before])
+
+    return held
+
+
+@pytest.mark.parametrize("prediction", ["noise", "data"])
+@pytest.mark.parametrize("release", range(4))
+def test_what_is_set_free_is_corrected_as_in_a_run_that_begins_there(release, prediction):
+    """And what is held is the plain sampler's, bit for bit."""
+    corrections = np.tril(0.3 * np.random.default_rng(0).standard_normal((4, 4)))
+    xs = [state[..., None, :].repeat_interleave(2, -1) for state in states(4, 2, 2)]
+    masked = DodeDenoiser(two_peaks, corrections, prediction, held=held_until(release))
+    rest = DodeDenoiser(two_peaks, corrections, prediction, first=release)
+    got = ask(masked, xs, SIGMAS)
+    expected = ask(rest, xs[release:], SIGMAS[release:])
+    for k, denoised in enumerate(got):
+        plain = raw(xs[k], SIGMAS[k])
+        assert torch.equal(denoised[..., :2], plain[..., :2])
+        if k < release:
+            assert torch.equal(denoised, plain)
+        else:
+            torch.testing.assert_close(denoised[..., 2:], expected[k - release][..., 2:])
+            assert not torch.allclose(denoised[..., 2:], plain[..., 2:])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import torch
 
 from dode_nodes.errors import DodeError
 from dode_nodes.tables.choice import part_for_steps, rows_of, steps_of
-from dode_nodes.tables.provenance import Origin
+from dode_nodes.tables.provenance import PLAIN, Origin
 from dode_nodes.tables.table import LambdaTable
 from tests.tables.rows import row_of
 
@@ -39,6 +40,36 @@ def test_where_a_part_was_not_measured_the_whole_decides_then_the_first():
         first = next(row for row in order if row is not bad)
         assert part_for_steps(LambdaTable(order), 8, 0.5).row is first
     assert part_for_steps(LambdaTable([good, part]), 8, 0.5).row is part
+
+
+def with_stock(row, later_stock):
+    """The row, and what its plain solver was found to do from its later steps."""
+    return replace(row, errors=replace(row.errors, stock=0.5, later_stock=later_stock))
+
+
+def test_a_part_is_run_by_the_plain_solver_where_that_is_nearer():
+    row = with_stock(eight(0.1, last_four=0.2), [0.01, 0.01, 0.01, 0.15, 0.01, 0.01, 0.01])
+    table = LambdaTable([row])
+    assert part_for_steps(table, 8).row is row
+    part = part_for_steps(table, 8, 0.5)
+    assert (part.row.origin.kind, part.row.solver, part.start, part.row.error_from(4)) == (
+        PLAIN,
+        "euler",
+        4,
+        0.15,
+    )
+    assert not part.row.weights.any()
+    assert part_for_steps(LambdaTable([row, eight(0.3, last_four=0.1)]), 8, 0.5).row.error_from(4) == 0.1
+    assert part_for_steps(table, 8, denoise=0).row is row
+
+
+def test_a_part_that_is_given_by_its_sigmas_is_run_by_the_plain_solver_where_that_is_nearer():
+    row = with_stock(eight(0.1, last_four=0.2), [None] * 3 + [0.15] + [None] * 3)
+    table = LambdaTable([row])
+    assert table.match(EIGHT).row is row
+    assert table.match(EIGHT[4:]).row.origin.kind == PLAIN
+    assert table.match(EIGHT[5:]).row is row
+    assert LambdaTable([with_stock(row, [0.4] * 7)]).match(EIGHT[4:]).row == with_stock(row, [0.4] * 7)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,10 @@ from tests.tables.rows import BEGAN, SIGMAS, refined_row, row_of
         ({"unknown_arrays": {"names": np.array(["a"])}}, "'names' must hold numbers"),
         ({"errors": HeldOutErrors(4, (0.1, 0.2))}, "a row of 3 steps must have 3 held-out errors"),
         (
+            {"errors": HeldOutErrors(4, (0.1, 0.2, 0.3), 0.4, (0.1,))},
+            "'later_stock' must be empty or one error for each of 2 later starts",
+        ),
+        (
             {"origin": Origin("refined", "heun", {}, [9, 4, 2, 0])},
             "must start at the σ of the row before refining",
         ),

@@ -43,6 +43,13 @@ def host_names() -> list[str]:
     return list(comfy.samplers.SAMPLER_NAMES)
 
 
+def inpaint_options(name: str) -> dict[str, Any]:
+    """What ComfyUI's sampler of this name does apart where there is a mask."""
+    if name not in comfy.samplers.SAMPLER_NAMES:
+        return {}
+    return dict(getattr(comfy.samplers.sampler_object(name), "inpaint_options", {}))
+
+
 def student_names() -> list[str]:
     """The samplers that can be distilled: this ComfyUI's, other packs' included, and our own."""
     return [name for name in _names() if _verdict(name)[0]]

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import comfy.patcher_extension
@@ -13,20 +13,20 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
-from ...sampling.denoiser import Denoiser, DenoiserProxy
-from ...sampling.sample import dode_denoiser, sample_dode
+from ...sampling.denoiser import Denoiser, DenoiserProxy, Held
+from ...sampling.sample import check_finite, dode_denoiser
 from ...sampling.solvers import Sampler, resolve
+from ...sigmas import check_sigmas
 from ...tables.choice import Part, part_for_steps, rows_of
 from ...tables.row import LambdaRow, Match
 from ...tables.table import LambdaTable
-from .guiders import guidance_scale
-from .host_samplers import same_function
+from .guiders import Guider, guidance_scale
+from .host_samplers import inpaint_options, same_function
 from .messages import remark
 from .model_facts import check_model
 from .usage import check_solver_is_here, denoise_remarks, usage_remarks
 
 _KEY = "dode_nodes"
-_RUN = "dode_nodes_run"
 
 Choose = Callable[[torch.Tensor], LambdaRow]
 """The row to run over these σ."""
@@ -35,7 +35,7 @@ CheckModel = Callable[[ModelPatcher], list[str]]
 
 
 def row_sampler(
-    choose: Choose, check: CheckModel = lambda model: [], node_id: str | None = None
+    choose: Choose, check: CheckModel = lambda model: [], node_id: str | None = None, called: str = ""
 ) -> comfy.samplers.KSAMPLER:
     """A SAMPLER that runs a row, chosen when the σ arrive.
 
@@ -43,6 +43,7 @@ def row_sampler(
         choose: gives the row.
         check: looks at the model first.
         node_id: where remarks are shown.
+        called: what people know the row's table by.
     """
 
     def sample_row(
@@ -50,27 +51,55 @@ def row_sampler(
         x: torch.Tensor,
         sigmas: torch.Tensor,
         extra_args: dict[str, Any] | None = None,
-        callback: Callable[[dict[str, Any]], None] | None = None,
-        disable: bool | None = None,
+        **handed: Any,
     ) -> torch.Tensor:
         guider = model.inner_model
         remarks = check(guider.model_patcher)
         if len(sigmas) < 2:
             return x
+        check_sigmas(sigmas)
         row = choose(sigmas)
         remark(node_id, [*remarks, *usage_remarks(row, guidance_scale(guider), x)])
-        if (extra_args or {}).get("denoise_mask") is None:
-            return sample_dode(model, x, sigmas, extra_args, callback, disable, row=row)
+        solver = resolve(row.solver)
+        settings = {"extra_args": extra_args} | handed | dict(row.solver_options)
+        held = _held_by((extra_args or {}).get("denoise_mask"), guider, sigmas, extra_args or {})
+        if held is None:
+            return solver(dode_denoiser(model, sigmas, row, solver), x, sigmas, **settings)
         # The mask is laid over what the row makes of the network's outputs: what it protects stays.
-        run = resolve(row.solver)
-        masked = copy.copy(model)
-        masked.inner_model = dode_denoiser(guider, sigmas, row, run)
-        return run(masked, x, sigmas, extra_args=extra_args, callback=callback, disable=disable,
-                   **row.solver_options)  # fmt: skip
+        with _corrected(guider, _Run(model, sigmas, row, held)):
+            return solver(model, x, sigmas, **settings)
 
-    sampler = comfy.samplers.KSAMPLER(sample_row)
-    sampler.brings_lambda = True
-    return sampler
+    return _RowSampler(sample_row, choose, called)
+
+
+class _RowSampler(comfy.samplers.KSAMPLER):
+    """What a mask protects is made noisy as the row's own solver has it: some draw noise of their own for it."""
+
+    brings_lambda = True
+
+    def __init__(self, sample_row: Sampler, choose: Choose, called: str) -> None:
+        super().__init__(sample_row, {})
+        self._choose = choose
+        self._called = called
+
+    def sample(
+        self,
+        model_wrap: Guider,
+        sigmas: torch.Tensor,
+        extra_args: dict[str, Any],
+        callback: Callable[..., None] | None,
+        noise: torch.Tensor,
+        latent_image: torch.Tensor | None = None,
+        denoise_mask: torch.Tensor | None = None,
+        disable_pbar: bool = False,
+    ) -> torch.Tensor:
+        row = self._choose(sigmas) if len(sigmas) > 1 else None  # now: uni_pc writes into the σ
+        options = inpaint_options(row.solver) if row is not None and denoise_mask is not None else {}
+        stock = comfy.samplers.KSAMPLER(self.sampler_function, self.extra_options, options)
+        samples: torch.Tensor = stock.sample(
+            model_wrap, sigmas, extra_args, callback, noise, latent_image, denoise_mask, disable_pbar
+        )
+        return samples if row is None else check_finite(samples, row, self._called)
 
 
 def part_sampler(
@@ -90,7 +119,7 @@ def part_sampler(
     part = part_for_steps(table, steps, denoise, solver)
     check_solver_is_here(part.row, table)
     remarks += denoise_remarks(part, denoise)
-    return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id)
+    return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id, table.called)
 
 
 def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None) -> LambdaRow:
@@ -131,34 +160,20 @@ def apply_to_model(
         if match.row is None:
             remark(node_id, [f"λ is not applied, the stock sampler runs: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
-        noise = args[1] if len(args) > 1 else kwargs["noise"]
-        remark(node_id, usage_remarks(match.row, guidance_scale(guider), noise))
-        run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row)
-        options = extra_args["model_options"] | {_RUN: run}
-        return executor(guider, sigmas, extra_args | {"model_options": options}, *args, **kwargs)
-
-    def around_prediction(
-        executor: comfy.patcher_extension.WrapperExecutor,
-        x: torch.Tensor,
-        timestep: torch.Tensor,
-        model_options: dict[str, Any] | None = None,
-        seed: int | None = None,
-    ) -> torch.Tensor:
-        model_options = model_options or {}
-        run = model_options.get(_RUN)
-        if run is None:
-            return executor(x, timestep, model_options, seed)
-        return run.denoise(lambda x, sigma: executor(x, sigma, model_options, seed), x, timestep)
+        handed = dict(zip(("callback", "noise", "latent_image", "denoise_mask"), args, strict=False)) | kwargs
+        remark(node_id, usage_remarks(match.row, guidance_scale(guider), handed["noise"]))
+        held = _held_by(handed.get("denoise_mask"), guider, sigmas, extra_args)
+        run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row, held)
+        with _corrected(guider, run):
+            samples = executor(guider, sigmas, extra_args, *args, **kwargs)
+        return check_finite(samples, match.row, table.called)
 
     patched = model.clone()
     if is_applied(model):
         remark(node_id, ["this model already has a λ table: this table replaces it"])
-    for kind, wrapper in (
-        (comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, around_sampler),
-        (comfy.patcher_extension.WrappersMP.PREDICT_NOISE, around_prediction),
-    ):
-        patched.remove_wrappers_with_key(kind, _KEY)  # a second Apply replaces the first: λ is applied once
-        patched.add_wrapper_with_key(kind, _KEY, wrapper)
+    kind = comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE
+    patched.remove_wrappers_with_key(kind, _KEY)  # a second Apply replaces the first: λ is applied once
+    patched.add_wrapper_with_key(kind, _KEY, around_sampler)
     return patched
 
 
@@ -167,21 +182,79 @@ def is_applied(model: ModelPatcher) -> bool:
     return bool(model.get_wrappers(comfy.patcher_extension.WrappersMP.SAMPLER_SAMPLE, _KEY))
 
 
+def _held_by(
+    mask: torch.Tensor | None, guider: Guider, sigmas: torch.Tensor, extra_args: dict[str, Any]
+) -> Held | None:
+    """What a run's mask holds, as ``KSamplerX0Inpaint`` lays it on at each evaluation; None without one."""
+    if mask is None:
+        return None
+    at_sigma = extra_args.get("model_options", {}).get("denoise_mask_function")  # differential diffusion's
+    options = {"model": guider, "sigmas": sigmas}
+
+    def held(sigma: torch.Tensor) -> torch.Tensor:
+        laid_on: torch.Tensor = mask if at_sigma is None else at_sigma(sigma, mask, extra_options=options)
+        return laid_on < 1
+
+    return held
+
+
+@contextmanager
+def _corrected(guider: Guider, run: _Run) -> Iterator[None]:
+    """Let a guider predict as a run has it: before all that others have put around its predictions.
+
+    A cache among them may not ask what is below it; the run must count every evaluation.
+
+    Raises:
+        DodeError: the guider has not predicted as guiders do, and λ has had no effect.
+    """
+    wrappers = guider.model_options.setdefault("transformer_options", {}).setdefault("wrappers", {})
+    kind = comfy.patcher_extension.WrappersMP.PREDICT_NOISE
+    others = wrappers.get(kind, {})
+    wrappers[kind] = {_KEY: [run.around_prediction], **others}
+    try:
+        yield
+    finally:
+        wrappers[kind] = others
+    if not run.asked:
+        raise DodeError(
+            "use another guider: this one predicts in a way of its own, so λ cannot be applied to it here"
+        )
+
+
 class _Run:
-    """One run's corrections, and the outputs that they refer to."""
+    """One run's corrections, and the outputs that they refer to.
 
-    def __init__(self, model: comfy.samplers.KSamplerX0Inpaint, sigmas: torch.Tensor, row: LambdaRow) -> None:
+    Attributes:
+        asked: whether anything has been predicted.
+    """
+
+    def __init__(
+        self,
+        model: comfy.samplers.KSamplerX0Inpaint,
+        sigmas: torch.Tensor,
+        row: LambdaRow,
+        held: Held | None,
+    ) -> None:
         self._below = _Below(model)
-        self._denoiser = dode_denoiser(self._below, sigmas, row, resolve(row.solver))
+        self._denoiser = dode_denoiser(self._below, sigmas, row, resolve(row.solver), held)
+        self.asked = False
 
-    def denoise(self, below: Denoiser, x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
-        """What the sampler is handed in place of what ``below`` predicts."""
-        self._below.call = below
-        return self._denoiser(x, sigma)
+    def around_prediction(
+        self,
+        executor: comfy.patcher_extension.WrapperExecutor,
+        x: torch.Tensor,
+        timestep: torch.Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """What the sampler is handed in place of what ``executor`` predicts."""
+        self.asked = True
+        self._below.call = lambda x, sigma: executor(x, sigma, *args, **kwargs)
+        return self._denoiser(x, timestep)
 
 
 class _Below(DenoiserProxy):
-    """The prediction that 'Apply λ to model' stands before: another callable at every evaluation."""
+    """The prediction that a run stands before: another callable at every evaluation."""
 
     call: Denoiser
 

@@ -1,4 +1,4 @@
-"""A row in this ComfyUI: its plain solver, and warnings if cfg or size differ from those it was made with."""
+"""A row in this ComfyUI: its plain solver, and what people should know when they run it."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from ...errors import DodeError
 from ...sampling.solvers import resolve
 from ...tables.choice import Part
 from ...tables.describe import amount
+from ...tables.provenance import PLAIN
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 
@@ -62,8 +63,10 @@ def denoise_remarks(part: Part, denoise: float) -> list[str]:
 
 
 def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:
-    """What differs much from what the row was distilled with: guidance, or size of the latent."""
+    """That no λ is used; what differs much from what the row was distilled with: guidance, or size of the latent."""
     remarks = []
+    if row.origin.kind == PLAIN:
+        remarks.append(f"the stock sampler {row.solver} runs: from this start it was nearer to the teacher than λ")
     made_at, shape = row.settings.get("cfg"), row.settings.get("latent_shape")
     if cfg is not None and made_at is not None and not _near(cfg, made_at, 1.25):
         remarks.append(f"λ was distilled at cfg {made_at:g}, this is cfg {cfg:g}")

@@ -27,7 +27,7 @@ def random_lora(model: Any, like: str) -> dict[str, Any]:
 
 Frames = Sequence[tuple[float, float, int]]
 """Strength, the part of the run that it begins after, and for how many steps it is kept."""
-LATE = ((1.0, 0.05, 2), (0.2, 0.08, 1), (-0.5, 0.5, 0))
+LATE = ((1.0, 0.02, 1), (0.2, 0.05, 2), (-0.5, 0.3, 0))
 """Which is in force depends on how many steps there were."""
 
 

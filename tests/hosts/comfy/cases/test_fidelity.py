@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from tests.hosts.comfy.cases.fidelity import SIDE, assert_faithful
+from tests.hosts.comfy.cases.hooks import random_lora
 
 pytestmark = pytest.mark.comfyui
 
@@ -29,3 +34,30 @@ def test_one_prompt(kind, changes, dode):
 def test_two_prompts(dode):
     subject = dode.demo(side=SIDE)
     assert_faithful(dode, subject, subject.positive, dode.prompt(5))
+
+
+def test_weights_move_once(dode, monkeypatch):
+    """However many runs there are; ComfyUI is asked for the model anew by each."""
+    from comfy.model_patcher import ModelPatcher
+
+    done: Counter[str] = Counter()
+
+    def count(name: str) -> None:
+        method = getattr(ModelPatcher, name)
+
+        def counted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            done[name] += 1
+            return method(self, *args, **kwargs)
+
+        monkeypatch.setattr(ModelPatcher, name, counted)
+
+    for name in ("load", "patch_weight_to_device", "partially_load"):
+        count(name)
+    subject = dode.demo(side=SIDE)
+    patches, patched = random_lora(subject.model, "add_patches"), subject.model.clone()
+    patched.add_patches(patches, 0.7)
+    changed = replace(subject, model=patched)
+    dode.distil(changed, positive_2=dode.prompt(5), steps="3", micro_batch=2)
+    assert done["partially_load"] > 20  # of the runs
+    assert done["load"] == 1
+    assert done["patch_weight_to_device"] <= len(patched.model_state_dict())

@@ -66,15 +66,30 @@ def test_a_refined_row_is_sampled_as_the_library_samples_it(kind, make_model, do
     assert dode.ksampler(model, table, empty(3), steps=4, denoise=0.5).isfinite().all()
 
 
-def test_img2img_runs_the_last_steps_of_the_row(make_model, dode):
+def test_img2img_runs_the_last_steps_of_the_row(make_model, dode, on_the_node):
     model = make_model()
     table = dode.table(model)
     sigmas = dode.sigmas(table, steps=8, denoise=0.5)
     assert sigmas.tolist() == pytest.approx(table.rows[1].sigmas[4:].tolist(), rel=1e-6)
-    half = dode.ksampler(model, table, filled(), denoise=0.5)
     plain = dode.ksampler(model, zero_table(model, "euler"), filled(), denoise=0.5)
-    assert 0 < rms(half, plain) < 1
+    for stock_error, shown in ((9.0, 0), (0.0, 1)):
+        judged = where_stock_was(stock_error, table)
+        half = dode.ksampler(model, judged, filled(), denoise=0.5)
+        assert torch.equal(half, plain) == (stock_error == 0)
+        assert rms(half, plain) < 1
+        assert sum("the stock sampler euler runs: from this start" in line for line in on_the_node) == shown
     assert torch.equal(dode.ksampler(model, table, filled(), denoise=0.0), filled()["samples"])
+
+
+def where_stock_was(error: float, table: LambdaTable) -> LambdaTable:
+    """The table, if the plain solver's error from all later starts were this."""
+    rows = [
+        dataclasses.replace(
+            row, errors=dataclasses.replace(row.errors, later_stock=[error] * (row.steps - 1))
+        )
+        for row in table.rows
+    ]
+    return dataclasses.replace(table, rows=rows)
 
 
 def rivals(model: Any) -> LambdaTable:
