@@ -11,8 +11,6 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import pytest
-
 from dode_nodes.hosts.comfy.launch import find_comfyui
 
 
@@ -35,10 +33,6 @@ class Host:
     def is_of_this_python(self) -> bool:
         """Whether it can be imported here. By its folder: an environment's Python is a link to another one."""
         return self.python.parent == Path(sys.executable).parent
-
-
-COUNTS = pytest.StashKey[dict[Host, str]]()
-"""In pytest's config: what the tests of a further host came to."""
 
 
 def find_hosts() -> list[Host]:

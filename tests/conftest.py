@@ -6,15 +6,23 @@ import os
 from types import ModuleType
 
 import pytest
+import torch
 
-from tests.comfyui_hosts import COUNTS, HERE
+from tests.comfyui_hosts import HERE
 from tests.import_comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Room for the results of further hosts."""
-    config.stash[COUNTS] = {}
+    """Where several processes test, each has a core, and so have those that they start."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest goes first: another process does the rest meanwhile."""
+    items.sort(key=lambda item: "test_other_hosts" not in item.nodeid)
 
 
 @pytest.fixture(scope="session")
