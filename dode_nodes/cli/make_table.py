@@ -1,4 +1,4 @@
-"""``python -m dode_nodes distill``: a λ table for an embedded model or a checkpoint, without a graph.
+"""``python -m dode_nodes distill``: a λ table for an embedded model, a checkpoint or a pipeline, without a graph.
 
 Under ``torchrun``, every rank does the same on a share of the latents. The first rank prints and writes.
 """
@@ -17,18 +17,20 @@ import torch
 from ..demo.experiment import STUDENT_SCHEDULE, check_settings, demo_latents, seeds_to_fit
 from ..demo.models import KINDS, load_demo_model
 from ..errors import DodeError
+from ..fit.headline import LATENTS as UNSEEN
 from ..fit.pipeline import Pipeline, Recipe
 from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
 from ..fit.teacher import Teacher
 from ..sampling.schedules import make_sigmas
 from ..tables.describe import summary_text
+from ..tables.publish import first_free, numbered
 from ..tables.row import PREDICTIONS
-from ..tables.safefile import free_path
 from ..tables.table import LambdaTable
 from .bar import Bar
 
 if TYPE_CHECKING:
     from ..hosts.comfy.job import Distillation
+    from ..hosts.diffusers import Distillation as PipelineDistillation
 
 AUTO = "auto"
 _EMBEDDED_CFG, _CHECKPOINT_CFG = 2.0, 7.0
@@ -55,16 +57,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     which.add_argument("--checkpoint", type=Path, metavar="FILE",
                        help="a .safetensors checkpoint with its text encoder; needs ComfyUI: at $COMFYUI_PATH, the one "
                        "this pack is installed in, or ~/comfy/ComfyUI")  # fmt: skip
+    which.add_argument("--pipeline", type=Path, metavar="DIR",
+                       help="a folder of diffusers, of safetensors files; needs pip install "
+                       "'dode-nodes[diffusers]'")  # fmt: skip
     model.add_argument("--prompt", action="append", metavar="TEXT",
-                       help="with --checkpoint: a prompt like those you use; repeat it to give several, which get "
-                       "equal shares of the latents")  # fmt: skip
+                       help="with --checkpoint or --pipeline: a prompt like those you use; repeat it to give several, "
+                       "which get equal shares of the latents")  # fmt: skip
     model.add_argument("--negative", metavar="TEXT",
-                       help="with --checkpoint: the negative prompt (default: empty)")  # fmt: skip
+                       help="with --checkpoint or --pipeline: the negative prompt (default: empty)")  # fmt: skip
     model.add_argument("--size", type=_size, metavar="WxH",
-                       help="with --checkpoint: the size you will sample at, in pixels (default: 512x512)")  # fmt: skip
+                       help="with --checkpoint or --pipeline: the size you will sample at, in pixels (default: 512x512; "
+                       "of a pipeline, its own)")  # fmt: skip
     model.add_argument("--cfg", type=float,
                        help="the classifier-free guidance scale you will sample with "
-                       f"(default: {_EMBEDDED_CFG:g}; {_CHECKPOINT_CFG:g} for a checkpoint)")  # fmt: skip
+                       f"(default: {_EMBEDDED_CFG:g}; {_CHECKPOINT_CFG:g} for a checkpoint or a pipeline)")  # fmt: skip
 
     student = parser.add_argument_group("the few-step solver")
     student.add_argument("--steps", type=int, nargs="+", default=[5, 8], metavar="N",
@@ -92,7 +98,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                      "(default: %(default)s)")  # fmt: skip
     fit.add_argument("--micro-batch", type=int, metavar="N",
                      help="latents to evaluate at once; does not change the table "
-                     f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory)")  # fmt: skip
+                     f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
+                     "4)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("lambda.safetensors"), metavar="FILE",
                         help="the λ table to write; must not exist yet (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=distil)
@@ -117,7 +124,9 @@ def distil(options: argparse.Namespace) -> int:
     with process_group(), signals_wait() as stop_if_asked, torch.inference_mode():
         table = _found(options, stop_if_asked)
         if table is not None and is_first_rank():
-            path = table.save(free_path(options.out))  # taken meanwhile: not a reason to lose the work
+            path = first_free(
+                numbered(options.out), table.save
+            )  # taken meanwhile: not a reason to lose the work
             print(f"{summary_text(table.rows)}\n\nThe table: {path}")
     return 0
 
@@ -137,7 +146,8 @@ def _found(options: argparse.Namespace, stop_if_asked: Callable[[], None]) -> La
         if table is None or not is_first_rank():
             raise
         out = options.out
-        where = f"the rows found so far are saved in {table.save(free_path(out.with_stem(f'{out.stem}-partial')))}"
+        partial = first_free(numbered(out.with_stem(f"{out.stem}-partial")), table.save)
+        where = f"the rows found so far are saved in {partial}"
         if isinstance(error, KeyboardInterrupt):
             raise KeyboardInterrupt(where) from error
         print(where, file=sys.stderr)
@@ -151,7 +161,8 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
         DodeError: they are not; before any evaluation.
     """
     if options.cfg is None:
-        options.cfg = _EMBEDDED_CFG if options.checkpoint is None else _CHECKPOINT_CFG
+        embedded = options.checkpoint is None and options.pipeline is None
+        options.cfg = _EMBEDDED_CFG if embedded else _CHECKPOINT_CFG
     options.steps = list(dict.fromkeys(options.steps))
     check_settings(options.steps, options.cfg, options.seed)
     if options.latents < 2:
@@ -169,11 +180,29 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
     )
     if options.checkpoint is not None:
         return _of_checkpoint(options, recipe, bar)
+    if options.pipeline is not None:
+        return _of_pipeline(options, recipe, bar)
     if any(value is not None for value in (options.prompt, options.negative, options.size)):
         raise DodeError(
-            "use --prompt, --negative and --size only with --checkpoint: the demo models draw digits and take no prompt"
+            "use --prompt, --negative and --size only with --checkpoint or --pipeline: the demo models draw digits and "
+            "take no prompt"
         )
     return Embedded(options, recipe, bar)
+
+
+def _of_pipeline(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> PipelineDistillation:
+    if not options.prompt:
+        raise DodeError("give at least one --prompt with --pipeline, like those you will use")
+    if not (options.pipeline / "model_index.json").is_file():
+        raise DodeError(f"{options.pipeline}: not a folder of diffusers: it has no model_index.json")
+    try:
+        from ..hosts.diffusers.folder import distillation
+    except ImportError as error:
+        raise DodeError(
+            f"--pipeline needs diffusers: pip install 'dode-nodes[diffusers]' ({error})"
+        ) from error
+
+    return distillation(options, recipe, bar)
 
 
 def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Distillation:
@@ -206,16 +235,15 @@ class Embedded:
             settings=dict(recipe.settings) | {"schedule": schedule},
             make_sigmas=model.make_sigmas,
         )
-        latents = demo_latents(
-            model,
-            options.cfg,
-            seeds_to_fit(options.seed, options.latents),
-            options.micro_batch or _MICRO_BATCH,
+        seeds = seeds_to_fit(options.seed, options.latents + UNSEEN)
+        latents, unseen = (
+            demo_latents(model, options.cfg, part, options.micro_batch or _MICRO_BATCH)
+            for part in (seeds[: options.latents], seeds[options.latents :])
         )
         schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]
         self._bar = bar
         self._facts = {"name": "embedded digits", "kind": model.kind}
-        self._pipeline = Pipeline(latents, schedules, recipe)
+        self._pipeline = Pipeline(latents, schedules, recipe, unseen)
 
     def run(self) -> None:
         """All of it."""

@@ -111,6 +111,7 @@ class Latents:
         micro_batch: how many latents are evaluated at a time, of one group; None for a group at a time.
             What is found is the same, to rounding.
         limit: where it is noted how many fit into memory at once; see ``memory``.
+        free_first: whether a run can do without its first evaluation: some hosts make it before they ask.
 
     Raises:
         DodeError: there is no latent, or something is not one.
@@ -119,6 +120,7 @@ class Latents:
     groups: Sequence[Group]
     micro_batch: int | None = None
     limit: BatchLimit = field(default_factory=BatchLimit, repr=False)
+    free_first: bool = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "groups", tuple(self.groups))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from types import TracebackType
+from typing import Protocol
 
 from torch import Tensor
 
@@ -101,3 +102,13 @@ class Progress:
 
 
 Tell = Callable[[Progress], None]
+
+
+class Reporter(Protocol):
+    """Where a host shows progress, and cancels."""
+
+    def begin(self, *lines: str) -> None:
+        """Say what is to come."""
+
+    def __call__(self, progress: Progress) -> None:
+        """After an evaluation."""

@@ -87,7 +87,10 @@ class Scope:
         runners: list[Entrant] = []
         if make_sigmas is not None and family.history:
             first, flow = float(row.sigmas[0]), is_flow(row.sigmas)
-            runners = entrants(row.nfe, first, flow=flow, make_sigmas=make_sigmas, lender=lender)
+            free_first = teacher.latents.free_first
+            runners = entrants(
+                row.nfe, first, flow=flow, make_sigmas=make_sigmas, lender=lender, free_first=free_first
+            )
         # A refined σ is mostly not one that the teacher stopped at.
         approach = teacher.approach_cost if family.history else 0
         counts = (1, *row.evaluations) if runners else row.evaluations

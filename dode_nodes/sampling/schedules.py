@@ -22,11 +22,11 @@ from ..errors import DodeError
 class NoiseSchedule:
     """The σ a model was trained on, and how its network's timestep relates to them.
 
-    Make one with `stable_diffusion` or `rectified_flow`. σ is in k-diffusion's terms: x = x0 + σ·noise, for
+    Make one with `stable_diffusion`, `discrete` or `rectified_flow`. σ is in k-diffusion's terms: x = x0 + σ·noise, for
     flow models x = (1 − σ)·x0 + σ·noise.
 
     Attributes:
-        sigmas: (1000,) float32, ascending.
+        sigmas: float32, ascending; mostly 1000.
     """
 
     sigmas: Tensor
@@ -36,7 +36,11 @@ class NoiseSchedule:
         """Stable Diffusion 1, 2 and XL: β from 0.00085 to 0.012, linear in √β, so σ from 0.029 to 14.6."""
         betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
         alphas_cumprod = (1 - betas).cumprod(0)
-        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+        return NoiseSchedule.discrete(((1 - alphas_cumprod) / alphas_cumprod).sqrt())
+
+    @staticmethod
+    def discrete(sigmas: Tensor) -> NoiseSchedule:
+        """Of a model with a table of σ, ascending."""
         return _DiscreteSchedule(sigmas.float(), sigmas.log().float())
 
     @staticmethod
