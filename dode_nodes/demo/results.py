@@ -16,7 +16,7 @@ import torch
 
 from .. import __version__
 from ..errors import DodeError
-from ..tables import safefile
+from ..tables import publish
 from ..tables.describe import columns, number, percent, table_json
 from ..tables.picture_grid import Block, PictureRow, picture_grid
 from ..tables.plots import Curve, Panel, error_against_evaluations_figure, lambda_figure
@@ -160,7 +160,7 @@ def results_folder(folder: Path) -> Iterator[Path]:
     _refuse_results(folder)
     made = not folder.exists()
     try:
-        safefile.try_writing(folder)
+        publish.try_writing(folder)
     except OSError as error:
         raise DodeError(
             f"{folder} cannot be written ({error.strerror or error}): give another folder with --out"

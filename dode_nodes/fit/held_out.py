@@ -207,13 +207,30 @@ def _error_from(
     targets: Targets, row: LambdaRow, step: int, solver: Sampler, evaluator: Evaluator
 ) -> float | None:
     batches = targets.latents.batches(targets.latents.held_out)
-    sigma, approach = targets.approach(float(row.sigmas[step]))
+    distances = distances_of(row, solver, targets, batches, evaluator, "later starts", step)
+    return finite(float(np.sqrt(np.square(distances).mean())))
+
+
+def distances_of(
+    row: LambdaRow,
+    solver: Sampler,
+    targets: Targets,
+    batches: Sequence[MicroBatch],
+    evaluator: Evaluator,
+    stage: str,
+    step: int = 0,
+) -> np.ndarray:
+    """How far each latent ends from the teacher's end if the row's solver runs it from ``step`` on, ``[n]``, RMS.
+
+    A later run begins with the teacher's state there. Infinite where the network's answers are not finite.
+    """
+    sigma, approach = (0.0, None) if step == 0 else targets.approach(float(row.sigmas[step]))
     dtype = torch.promote_types(targets.latents.dtype, torch.float32)
     run = Run(solver, torch.tensor(row.sigmas[step:], dtype=dtype), dict(row.solver_options))
     squares = []
     for batch in batches:
-        denoiser = evaluator.on(batch, "later starts")
-        state = targets.of(batch, sigma).to(batch.x.device)
+        denoiser = evaluator.on(batch, stage)
+        state = batch.x if step == 0 else targets.of(batch, sigma).to(batch.x.device)
         try:
             if approach is not None:
                 state = approach(denoiser, replace(batch, x=state))
@@ -221,4 +238,4 @@ def _error_from(
             squares.append(mean_squares(end.cpu() - targets.of(batch, 0.0)))
         except NotFinite:  # half precision may not stand it: no reason to lose the row
             squares.append(torch.full((len(state),), math.inf, dtype=torch.float64))
-    return finite(float(in_order(batches, squares).mean().sqrt()))
+    return in_order(batches, squares).sqrt().numpy()

@@ -6,7 +6,7 @@ The node 'Distill λ', ``python -m dode_nodes distill`` and the demo use it.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..errors import DodeError
 from ..sampling.probe import solver_name
-from ..sampling.solvers import Sampler
+from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import SETTINGS, checked
 from ..tables.row import PREDICTIONS, LambdaRow
 from .distill import GreedyStudent
+from .headline import Contender, Headline
 from .held_out import later_starts_cost, with_later_starts
 from .latents import Latents
 from .progress import Progress, Tell
@@ -71,16 +72,20 @@ class Cost:
         teacher: its run.
         students: of greedy λ, by schedule.
         refining: by schedule that can be refined; empty without a budget.
+        unseen: of the figures on latents that nothing was fitted or chosen on, the teacher's run over them included.
     """
 
     teacher: int
     students: tuple[int, ...]
     refining: tuple[Plan, ...]
+    unseen: int = 0
 
     @property
     def total(self) -> int:
         """Of all."""
-        return self.teacher + sum(self.students) + sum(plan.evaluations for plan in self.refining)
+        return (
+            self.teacher + sum(self.students) + sum(plan.evaluations for plan in self.refining) + self.unseen
+        )
 
     def __str__(self) -> str:
         parts = [f"teacher {self.teacher}", f"students {sum(self.students)}"]
@@ -88,6 +93,8 @@ class Cost:
             most = max(plan.fitted for plan in self.refining)
             refining = sum(plan.evaluations for plan in self.refining)
             parts.append(f"refining {refining} (on up to {most} latents)")
+        if self.unseen:
+            parts.append(f"figures from unseen latents {self.unseen}")
         return f"at most {self.total} evaluations: {', '.join(parts)}"
 
 
@@ -98,6 +105,7 @@ class Pipeline:
         latents: what to fit on.
         schedules: the students' sigmas, each descending to 0.
         recipe: everything else.
+        unseen: latents for the rows' figures: nothing is fitted or chosen on them. None for no such figures.
 
     Raises:
         IneligibleSampler, DodeError: as ``distill`` and ``refine`` do; before any evaluation.
@@ -110,7 +118,13 @@ class Pipeline:
         targets: the teacher's states, when it is done.
     """
 
-    def __init__(self, latents: Latents, schedules: Sequence[Tensor], recipe: Recipe) -> None:
+    def __init__(
+        self,
+        latents: Latents,
+        schedules: Sequence[Tensor],
+        recipe: Recipe,
+        unseen: Latents | None = None,
+    ) -> None:
         self.rows: list[LambdaRow] = []
         self.partial: LambdaRow | None = None
         self.targets: Targets | None = None
@@ -120,6 +134,10 @@ class Pipeline:
             [GreedyStudent.probed(latents, sigmas, solver) for solver in recipe.solvers]
             for sigmas in schedules
         ]
+        self._headline = None
+        if unseen is not None:
+            planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
+            self._headline = Headline(planned)
         self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
         self.remarks = []
         if len(self._refinable) < len(schedules):
@@ -129,6 +147,7 @@ class Pipeline:
             teacher=self._teacher.cost,
             students=tuple(sum(map(self._student_cost, students)) for students in self._students),
             refining=tuple(self._planned()),
+            unseen=0 if self._headline is None else self._headline.cost(self._most_evaluations()),
         )
 
     @property
@@ -146,26 +165,38 @@ class Pipeline:
         self.rows, self.partial = [], None
         cost = self.cost
         with Progress.of(progress, cost.total) as work:
-            teaching, *parts = work.split(
-                cost.teacher, *cost.students, *(plan.evaluations for plan in cost.refining)
+            teaching, measuring, *parts = work.split(
+                cost.teacher, cost.unseen, *cost.students, *(plan.evaluations for plan in cost.refining)
             )
             self.targets = self._teacher(teaching)
-            best = []
-            for students, part in zip(self._students, parts, strict=False):
-                shares = part.split(*map(self._student_cost, students))
-                found = [self._row(student, share) for student, share in zip(students, shares, strict=True)]
-                self.rows += found
-                best.append(min(zip(found, students, strict=True), key=lambda pair: pair[0].error_from()))
-            refining = parts[len(self._students) :]
+            fitting, refining = parts[: len(self._students)], parts[len(self._students) :]
+            found = [
+                self._greedy(students, part) for students, part in zip(self._students, fitting, strict=True)
+            ]
             for i, budget, part in zip(self._refinable, self._budgets, refining, strict=False):
-                row, student = best[i]
-                if row.nfe > 1:
-                    self._refine(row, student, budget, part)
+                best = min(found[i], key=lambda contender: contender.row.error_from())
+                if best.row.nfe > 1:
+                    found[i] = self._refined(best, budget, part, found[i])
+            if self._headline is not None:
+                contenders = [each for of_schedule in found for each in of_schedule]
+                measured = self._headline(contenders, measuring)
+                by_row = {id(each.row): row for each, row in zip(contenders, measured, strict=True)}
+                self.rows = [by_row[id(row)] for row in self.rows]
         return self.rows
 
     def evaluations(self, schedule: int) -> int:
         """Network evaluations of one picture on a schedule, of the student that needs most."""
         return max(len(student.queries.sigmas) for student in self._students[schedule])
+
+    def _greedy(self, students: Sequence[GreedyStudent], progress: Progress) -> list[Contender]:
+        """Their rows."""
+        shares = progress.split(*map(self._student_cost, students))
+        found = [
+            Contender(self._row(student, share), student.run.solver)
+            for student, share in zip(students, shares, strict=True)
+        ]
+        self.rows += [each.row for each in found]
+        return found
 
     def _row(self, student: GreedyStudent, progress: Progress) -> LambdaRow:
         """λ of one student, for the prediction that does better."""
@@ -179,10 +210,15 @@ class Pipeline:
         row = min(candidates, key=LambdaRow.error_from)
         return with_later_starts(self.targets, row, student.run.solver, checking)
 
-    def _refine(self, row: LambdaRow, student: GreedyStudent, budget: float, progress: Progress) -> None:
+    def _refined(
+        self, best: Contender, budget: float, progress: Progress, found: Sequence[Contender]
+    ) -> list[Contender]:
+        """A schedule's rows with the refinement of the best of them, and the stock setting to beat."""
         assert self.targets is not None  # noqa: S101  # the teacher has run
+        row = best.row
+        own = best.solver if row.is_callable else None
         refinement = Refinement(
-            self.targets, row, solver=_own(student), budget=budget, make_sigmas=self._recipe.make_sigmas
+            self.targets, row, solver=own, budget=budget, make_sigmas=self._recipe.make_sigmas
         )
         try:
             refined = refinement.run(progress)
@@ -190,10 +226,21 @@ class Pipeline:
             if refinement.best.origin.kind != row.origin.kind:
                 self.partial = refinement.best
             raise
-        if refined.origin.kind == row.origin.kind:
-            self.rows[self.rows.index(row)] = refined  # the same, and the report says that it was tried
+        if refined.origin.kind == row.origin.kind:  # the same, and the report says that it was tried
+            self.rows[self.rows.index(row)] = refined
+            found = [replace(each, row=refined) if each is best else each for each in found]
         else:
             self.rows.append(refined)
+            solver = best.solver if refined.solver == row.solver else resolve(refined.solver)
+            found = [*found, Contender(refined, solver)]
+        setting = refinement.best.best_stock
+        return [replace(each, stock=refinement.stock, setting=setting) for each in found]
+
+    def _most_evaluations(self) -> list[int]:
+        """Of one picture by each row that there may be in the end."""
+        counts = [[len(each.queries.sigmas) for each in students] for students in self._students]
+        refined = [max(counts[i]) for i in self._refinable[: len(self._budgets)]]
+        return [*(count for of_schedule in counts for count in of_schedule), *refined]
 
     def _student_cost(self, student: GreedyStudent) -> int:
         return len(self._recipe.predictions) * student.cost + self._later_starts(student)

@@ -17,12 +17,13 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DodeError
-from ..sampling.denoiser import Denoiser, history_corrections
+from ..sampling.denoiser import Denoiser, history_corrections, history_weights
 from ..sampling.multistep import as_history
 from ..sampling.solvers import resolve
 from ..sigmas import equal_sigma
 from ..tables.free_outputs import NONE, FreeOutputs
 from ..tables.provenance import StockSetting
+from ..tables.row import LambdaRow
 from .family import same_student
 from .levenberg_marquardt import LeastSquaresProblem, geometric_mean
 from .student import Student
@@ -76,6 +77,12 @@ class Entrant:
         """Whether a sampler runs so with no weights at all."""
         return not self.student.free.first
 
+    def as_row(self) -> LambdaRow:
+        """What it runs, as a row for Euler."""
+        queries = self.student.queries
+        weights = history_weights(self.student.corrections)
+        return LambdaRow("euler", self.student.sigmas, (1,) * queries, weights, "noise", form="history")
+
     def setting(self, error: float, latents: int) -> StockSetting:
         """As a row keeps it."""
         name = ", ".join([self.solver, *(f"{key} {value}" for key, value in self.options.items())])
@@ -88,12 +95,21 @@ class Entrant:
 
 
 def entrants(
-    evaluations: int, sigma: float, *, flow: bool, make_sigmas: MakeSigmas, lender: Denoiser | None
+    evaluations: int,
+    sigma: float,
+    *,
+    flow: bool,
+    make_sigmas: MakeSigmas,
+    lender: Denoiser | None,
+    free_first: bool = True,
 ) -> list[Entrant]:
-    """Who enters, for so many evaluations from this first σ on; each only once."""
+    """Who enters, for so many evaluations from this first σ on; each only once. ``free_first``: also those whose first
+    step is free."""
     found: list[Entrant] = []
     schedules = SCHEDULES[flow, evaluations < _FEW]
-    for (scheduler, discard), (solver, options), free in product(schedules, SOLVERS, (False, True)):
+    for (scheduler, discard), (solver, options), free in product(
+        schedules, SOLVERS, (False, True)[: 1 + free_first]
+    ):
         student = _student(evaluations, sigma, solver, options, scheduler, discard, free, make_sigmas, lender)
         if student is None or any(same_student(student, other.student) for other in found):
             continue

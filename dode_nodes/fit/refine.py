@@ -89,6 +89,7 @@ class Refinement:
     Attributes:
         plan: what it may cost.
         stages: what it has tried so far.
+        stock: the best stock setting that the race has found, as a row; None without a race.
     """
 
     def __init__(
@@ -116,6 +117,7 @@ class Refinement:
         self._least = math.inf
         self._kept_unseen = self._most_unseen = math.inf
         self._best_stock: StockSetting | None = None
+        self.stock: LambdaRow | None = None
         self._finished: LambdaRow | None = None
 
     def run(self, progress: Progress | Tell | None = None) -> LambdaRow:
@@ -185,6 +187,7 @@ class Refinement:
         least = math.inf if self._best_stock is None else self._best_stock.error
         if entrant.is_stock and error < least:
             self._best_stock = entrant.setting(error, len(self._targets.latents.held_out) or self.plan.fitted)
+            self.stock = entrant.as_row()
 
     @property
     def _leaders(self) -> int:

@@ -12,6 +12,10 @@ from ..errors import DodeError
 from .row import LambdaRow
 from .table import LambdaTable, plain_rows
 
+_TOO_STRONG = 1.6
+"""Times the guidance that a row was made with. Refined weights are worse than stock at twice that, and far better at 1.5
+times (docs/measurements.md, transfer)."""
+
 
 class Part(NamedTuple):
     """The last steps of a row's schedule.
@@ -60,13 +64,20 @@ def rows_of(table: LambdaTable, solver: str | None = None) -> list[LambdaRow]:
     return rows
 
 
-def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver: str | None = None) -> Part:
+def part_for_steps(
+    table: LambdaTable,
+    steps: int,
+    denoise: float = 1.0,
+    solver: str | None = None,
+    cfg: float | None = None,
+) -> Part:
     """The row of this many steps, and where to begin: at its last steps · denoise steps.
 
     Halves are rounded up, and a denoise above 0 runs at least one step.
 
     Of several rows the one with the smallest held-out error from that start on is taken, then the first. Of a part,
-    a row's plain solver is taken where it was found to be nearer from that start.
+    a row's plain solver is taken where it was found to be nearer from that start. Where the guidance is too strong for
+    refined rows, only the others are looked at; without others, the plain solver.
 
     Raises:
         DodeError: the table has no such row, or none that can be started there.
@@ -74,6 +85,7 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
     rows = [row for row in rows_of(table, solver) if asked_steps(row) == steps]
     if not rows:
         raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
+    rows = [row for row in rows if stands(row, cfg)] or [row.plain for row in rows]
     parts = [_part(row, steps_of(row.paid_steps, denoise)) for row in rows]
     plain = (_part(row, steps_of(row.paid_steps, denoise)) for row in plain_rows(rows))
     parts += [part for part in plain if 0 < part.start < part.row.steps]
@@ -89,6 +101,19 @@ def part_for_steps(table: LambdaTable, steps: int, denoise: float = 1.0, solver:
         able,
         key=lambda part: (part.row.error_from(min(part.start, part.row.steps - 1)), part.row.error_from()),
     )
+
+
+def stands(row: LambdaRow, cfg: float | None) -> bool:
+    """Whether a row may be used at this guidance; None where it is not known."""
+    _, high = cfg_range(row)
+    return cfg is None or high is None or not row.is_refined or cfg <= _TOO_STRONG * high
+
+
+def cfg_range(row: LambdaRow) -> tuple[float | None, float | None]:
+    """The guidance that a row was made with, from the weakest to the strongest; None where it is not known."""
+    made_at = row.settings.get("cfg")
+    low, high = row.settings.get("cfg_range", (made_at, made_at))
+    return low, high
 
 
 def _part(row: LambdaRow, steps: int) -> Part:

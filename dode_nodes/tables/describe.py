@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from .choice import asked_steps, part_for_steps
 from .free_outputs import GAUSSIAN, START
 from .gate import is_number
-from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN
+from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN, StockSetting
 from .row import LambdaRow, shown_hash
 from .table import LambdaTable
 
@@ -30,7 +31,7 @@ def table_text(table: LambdaTable) -> str:
     if samples := table.model.get("fingerprint", {}).get("samples"):
         facts.append(f"fingerprint: {len(samples)} samples of the weights")
     if layout := table.model.get("fingerprint", {}).get("layout"):
-        facts.append(f"fingerprint: {_printable(shown_hash(layout))}")
+        facts.append(f"fingerprint: {printable(shown_hash(layout))}")
     if weights := table.model.get("patches", {}).get("weights"):
         facts.append(f"with LoRAs or patches on {weights} weights")
     return "\n\n".join(["\n".join(facts), *(row_text(row) for row in table.rows)])
@@ -43,7 +44,7 @@ def row_text(row: LambdaRow) -> str:
     on. ± is the standard error of λ.
     """
     lines = [row.label, *(f"  {note}" for note in _notes(row)), ""]
-    return _printable("\n".join(lines + [f"  {line}" for line in columns(_steps(row))]))
+    return printable("\n".join(lines + [f"  {line}" for line in columns(_steps(row))]))
 
 
 def summary_text(rows: Sequence[LambdaRow]) -> str:
@@ -58,7 +59,7 @@ def summary_text(rows: Sequence[LambdaRow]) -> str:
         weights = lambdas if row.form == "lambda" else "weights over the history"
         evaluations = str(row.nfe) if row.nfe == row.paid_steps else f"{row.nfe} in {row.paid_steps} steps"
         lines.append((solver, row.prediction, evaluations, *map(number, errors), weights))
-    return _printable("\n".join(columns(lines, left=(0, 1, 5))))
+    return printable("\n".join(columns(lines, left=(0, 1, 5))))
 
 
 def table_json(table: LambdaTable) -> dict[str, Any]:
@@ -113,7 +114,13 @@ def _notes(row: LambdaRow) -> list[str]:
     notes += [
         f"with the LoRA {shown_hash(lora.sha256)} {lora.name} at {lora.strength:g}" for lora in row.loras
     ]
+    if (credit := row.credit) is not None:
+        told = {"by": credit.author, "licence": credit.licence, "date": credit.date}
+        notes += [", ".join(f"{name} {value}" for name, value in told.items() if value)]
+        notes += [f"note: {line}" for line in credit.notes.splitlines()]
     notes += _notes_on_error(row)
+    notes.append(f"σ: {sigma_list(row)}")
+    notes.append(f"error of these σ with {row.solver} and no weights: {number(_error_without_weights(row))}")
     if row.nfe == 1:
         notes.append("with one evaluation there is nothing to fit: this is the plain solver")
     shrunk_to = report.get("shrunk_to", 1)
@@ -133,8 +140,59 @@ def _notes(row: LambdaRow) -> list[str]:
     return notes
 
 
+def sigma_list(row: LambdaRow) -> str:
+    """The σ as ComfyUI's node ManualSigmas takes them, with all digits that samplers see."""
+    return ", ".join(str(np.float32(sigma)).removesuffix(".0") for sigma in row.sigmas)
+
+
+def _error_without_weights(row: LambdaRow) -> float | None:
+    """Known only where the plain solver was measured on the row's own σ."""
+    plain = row.plain
+    same = plain.solver == row.solver and not row.has_own_sigmas and not row.free.first
+    return row.errors.stock if same and row.errors is not None else None
+
+
+def headline(row: LambdaRow) -> str | None:
+    """In everyone's words how near it comes; None where latents of its own do not tell."""
+    unseen = row.unseen
+    if unseen is None or not unseen.dode.rms or not unseen.stock.rms:
+        return None
+    dode, of_stock = unseen.dode.rms, unseen.stock.rms
+    near, far = min(dode, of_stock), max(dode, of_stock)
+    how = f"{far / near:.2g} times {'nearer to' if dode <= of_stock else 'farther from'}"
+    stock = row.best_stock
+    rival = f"plain {row.plain.solver}" if stock is None else f"the best stock setting ({_setting(stock)})"
+    return f"{amount(row.paid_steps, row.nfe)}: {how} the slow sampler's pictures than {rival}"
+
+
+def headlines(table: LambdaTable) -> list[str]:
+    """Those of the rows that are used for each number of steps, fewest first."""
+    rows = {steps: part_for_steps(table, steps).row for steps in sorted(set(map(asked_steps, table.rows)))}
+    return [line for row in rows.values() if (line := headline(row)) is not None]
+
+
+def _setting(stock: StockSetting) -> str:
+    ending = " without the penultimate σ" if stock.discard_penultimate else ""
+    return f"{stock.sampler}, {stock.scheduler}{ending}"
+
+
+def _notes_on_unseen(row: LambdaRow) -> list[str]:
+    if (unseen := row.unseen) is None:
+        return []
+    figures = "; ".join(
+        f"{name} {number(of.rms)} (median {number(of.median)}, most {number(of.low)} to {number(of.high)})"
+        for name, of in (("D-ODE", unseen.dode), ("stock", unseen.stock))
+    )
+    share = f"{round(unseen.nearer * unseen.latents)} of {unseen.latents} latents end nearer"
+    told = headline(row)
+    return [
+        *([told] if told else []),
+        f"on latents that nothing was fitted or chosen on: {figures}; {share}",
+    ]
+
+
 def _notes_on_error(row: LambdaRow) -> list[str]:
-    report, errors, notes = row.report, row.errors, []
+    report, errors, notes = row.report, row.errors, _notes_on_unseen(row)
     if errors is not None:
         stock, dode = errors.stock, errors.dode[0]
         change = f" ({percent(dode, stock)})" if stock and dode is not None else ""
@@ -150,9 +208,7 @@ def _notes_on_error(row: LambdaRow) -> list[str]:
     elif report.get("checked") is False:
         notes.append("not checked: there was only one latent, and λ was fitted on it")
     if (best := row.best_stock) is not None:
-        ending = " without the penultimate σ" if best.discard_penultimate else ""
-        where = f"{best.sampler}, {best.scheduler}{ending}"
-        notes.append(f"best stock setting: {where}, {number(best.error)} on {best.latents} latents")
+        notes.append(f"best stock setting: {_setting(best)}, {number(best.error)} on {best.latents} latents")
     if (own := report.get("teacher_error")) is not None:
         notes.append(f"the teacher's own error: at most about {number(own)}")
     return notes
@@ -227,7 +283,7 @@ def _signed(weights: np.ndarray) -> str:
 
 
 def _facts(facts: Mapping[str, Any]) -> str:
-    return _printable(", ".join(f"{name} {_words(value)}" for name, value in facts.items()))
+    return printable(", ".join(f"{name} {_words(value)}" for name, value in facts.items()))
 
 
 def _words(value: Any) -> str:
@@ -236,6 +292,6 @@ def _words(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _printable(text: str) -> str:
-    """Without what could steer a terminal."""
+def printable(text: str) -> str:
+    """Without what could steer a terminal, or turn the direction of writing."""
     return "".join(c if c.isprintable() or c == "\n" else "\N{REPLACEMENT CHARACTER}" for c in text)

@@ -72,12 +72,21 @@ def panel_grid(down: int, across: int, *, share: bool = False) -> tuple[Figure, 
 
 def words(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_title(title, fontsize=11, fontweight="bold", loc="left", parse_math=False)
-    ax.set_xlabel(x)
-    ax.set_ylabel(y)
+    ax.set_xlabel(x, parse_math=False)
+    ax.set_ylabel(y, parse_math=False)
     if ax.get_legend_handles_labels()[0]:
-        ax.legend(
+        legend = ax.legend(
             fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2
         )
+        for text in legend.get_texts():
+            text.set_parse_math(False)
+
+
+def whole_numbers(ax: Axes) -> None:
+    """Ticks along x that count something."""
+    from matplotlib.ticker import MaxNLocator
+
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
 
 
 SPARSE, DENSE = (1, 2, 5), (1, 1.5, 2, 3, 5, 7)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
-from itertools import islice
+from itertools import accumulate, islice
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from ..errors import DodeError
 from ..sigmas import is_flow
-from .figures import DENSE, GREY, SPARSE, STOCK, as_stock, log_axis, panel_grid, styles, words
-from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN
+from .describe import headlines
+from .figures import DENSE, GREY, SPARSE, STOCK, as_stock, log_axis, panel_grid, styles, whole_numbers, words
 from .row import LambdaRow
 from .table import LambdaTable
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+
+_MOST_HEADLINES = 6
+_LETTERS_PER_INCH = 13
 
 
 class Curve(NamedTuple):
@@ -73,8 +78,8 @@ def error_per_step_figure(row: LambdaRow) -> Figure:
 def report_figure(table: LambdaTable) -> Figure:
     """A table, two panels for every solver and prediction; of a very long one, the first rows.
 
-    Of greedy rows λ against σ, and the errors per step; of refined rows σ before and after (λ, where they
-    kept their σ), and the error stage by stage.
+    Above them what the rows gain, in everyone's words. Of greedy rows λ against σ, and the errors per step; of refined
+    rows σ before and after (λ, where they kept their σ), and the error stage by stage.
 
     Raises:
         DodeError: there is no matplotlib.
@@ -89,7 +94,15 @@ def report_figure(table: LambdaTable) -> Figure:
             _draw_lambdas(left, title, group)
         if not (_draw_stages if refined else _draw_errors_per_step)(right, title, group):
             right.remove()
+    _head(figure, "\n".join(headlines(table)[:_MOST_HEADLINES]))
     return figure
+
+
+def _head(figure: Figure, text: str) -> None:
+    if text:
+        across = int(figure.get_figwidth() * _LETTERS_PER_INCH)
+        text = "\n".join(textwrap.fill(line, across, subsequent_indent="    ") for line in text.splitlines())
+        figure.suptitle(text, fontsize=10, x=0.01, ha="left", parse_math=False)
 
 
 def error_against_evaluations_figure(panels: Sequence[Panel], note: str = "") -> Figure:
@@ -108,8 +121,7 @@ def error_against_evaluations_figure(panels: Sequence[Panel], note: str = "") ->
     figure, axes = panel_grid(-(-len(panels) // across), across, share=True)
     for ax in axes[len(panels) :]:
         ax.remove()
-    if note:
-        figure.suptitle(note, fontsize=10, x=0.01, ha="left")
+    _head(figure, note)
     budgets = sorted({n for panel in panels for curve in panel.curves for n in curve.evaluations})
     for ax, (title, curves) in zip(axes, panels, strict=False):
         style = styles()
@@ -122,8 +134,8 @@ def error_against_evaluations_figure(panels: Sequence[Panel], note: str = "") ->
     return figure
 
 
-_BEGINNINGS = {PLAIN_SOLVER: "stock", ROW_GIVEN: "λ", IPNDM: "iPNDM-3"}
-"""What refinements begin with, in the order that they are drawn."""
+_FIT = "Jacobian"
+"""In the name of a stage that was fitted; the others are what a refinement may begin with."""
 _EDGE = 1e100  # beyond it matplotlib's axes overflow
 _MOST_PANELS, _MOST_ROWS, _MOST_STAGES = 16, 24, 24
 """What is drawn of a table, of a panel's rows and of a row's stages: a file may list any number."""
@@ -194,50 +206,46 @@ class _Drawn(NamedTuple):
     """A stage of a refinement that has a place on a logarithmic axis."""
 
     name: str
-    fitted_error: float
     held_out_error: float
 
 
 def _draw_stages(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bool:
-    """The held-out errors that each refinement began with and came to; whether there was one to draw."""
+    """The held-out errors that each refinement began with, and of all that it tried; whether there was one to draw."""
     stages = [_stages(row) for row in rows]
-    told = dict.fromkeys(stage.name for each in stages for stage in each)
-    names = [
-        *(name for name in _BEGINNINGS if name in told),
-        *(name for name in told if name not in _BEGINNINGS),
-    ]
-    if not names:
+    if not any(stages):
         return False
     for row, each, style in zip(rows, stages, styles(), strict=False):
-        begun = [stage for stage in each if stage.name in _BEGINNINGS]
-        refined = [stage for stage in each if stage.name not in _BEGINNINGS]
-        # The nearest on the fitted latents went on.
-        path = sorted(begun, key=lambda stage: stage.fitted_error)[:1] + refined
-        kept = [stage for stage in each if stage.name == row.report["refined"].get("kept")]
+        begun = [stage for stage in each if _FIT not in stage.name]
+        tried = [stage for stage in each if _FIT in stage.name]
+        numbered = [*((0, stage) for stage in begun), *enumerate(tried, 1)]
+        kept = [pair for pair in numbered if pair[1].name == row.report["refined"].get("kept")]
+        nearest = min((stage.held_out_error for stage in begun), default=None)
+        errors = [*([] if nearest is None else [nearest]), *(stage.held_out_error for stage in tried)]
         points, hollow = style | {"linestyle": ""}, {"markerfacecolor": "white"}
-        for members, how in (
-            (begun, points | hollow),
-            (path, style | hollow | {"label": f"{row.nfe} evaluations"}),
-            (kept, points | {"markersize": 7.5}),
-        ):
-            places = [names.index(stage.name) for stage in members]
-            ax.plot(places, [stage.held_out_error for stage in members], **how)
+        ax.plot(*_points(numbered), **points | hollow)
+        ax.plot(range(nearest is None, len(tried) + 1), list(accumulate(errors, min)),
+                **style | {"marker": "", "label": f"{row.nfe} evaluations"})  # fmt: skip
+        ax.plot(*_points(kept), **points | {"markersize": 7.5})
     _draw_teachers_own(ax, rows, min(stage.held_out_error for each in stages for stage in each))
     log_axis(ax, "y", DENSE)
-    ticks = [_BEGINNINGS.get(name, name.removeprefix("Jacobian ")[:10]) for name in names]
-    ax.set_xticks(range(len(ticks)), ticks, parse_math=False)
-    words(ax, title, "starting points, then Jacobian 1, 2, … (filled: kept)", "distance to the teacher (RMS)")
+    whole_numbers(ax)
+    words(
+        ax, title, "0: starting points; then what was fitted (filled: kept)", "distance to the teacher (RMS)"
+    )
     return True
+
+
+def _points(numbered: Sequence[tuple[int, _Drawn]]) -> tuple[list[int], list[float]]:
+    return [i for i, _ in numbered], [stage.held_out_error for _, stage in numbered]
 
 
 def _stages(row: LambdaRow) -> list[_Drawn]:
     told = row.report.get("refined", {}).get("stages", [])
-    drawn = [
-        _Drawn(stage["stage"], np.inf if (fitted := stage.get("fitted_error")) is None else fitted, held)
+    return [
+        _Drawn(stage["stage"], _within_axes(held))
         for stage in told[:_MOST_STAGES]
-        if (held := stage.get("held_out_error")) is not None
+        if (held := stage.get("held_out_error")) is not None and held > 0
     ]
-    return [stage for stage in drawn if stage.held_out_error > 0]
 
 
 def _draw_teachers_own(ax: Axes, rows: Sequence[LambdaRow], smallest: float) -> None:
@@ -247,13 +255,23 @@ def _draw_teachers_own(ax: Axes, rows: Sequence[LambdaRow], smallest: float) -> 
     """
     own = next((row.report.get("teacher_error") for row in rows), None)
     if own is not None and own > smallest / 5:
-        ax.axhline(own, color=GREY, linestyle=":", linewidth=1.2, label="the teacher's own error, about")
+        ax.axhline(
+            _within_axes(own),
+            color=GREY,
+            linestyle=":",
+            linewidth=1.2,
+            label="the teacher's own error, about",
+        )
 
 
 def _errors_after(row: LambdaRow, name: str) -> list[tuple[int, float]]:
     """(step, held-out error); zeros have no logarithm."""
     errors = row.report.get("after_steps", {}).get(name, [])
-    return [(i + 1, error) for i, error in enumerate(errors) if error]
+    return [(i + 1, _within_axes(error)) for i, error in enumerate(errors) if error and error > 0]
+
+
+def _within_axes(error: float) -> float:
+    return min(max(error, 1 / _EDGE), _EDGE)
 
 
 def _shrunk(row: LambdaRow) -> str:

@@ -86,6 +86,11 @@ def test_a_first_step_that_is_free_begins_with_the_start():
     torch.testing.assert_close(asked[0], expected, rtol=1e-9, atol=1e-9)
 
 
+def test_a_host_whose_first_evaluation_is_always_made_has_no_free_steps():
+    runners = entrants(4, SD.sigma_max, flow=False, make_sigmas=schedules(), lender=None, free_first=False)
+    assert [each.name for each in runners] == [each.name for each in field() if each.is_stock]
+
+
 def test_a_schedule_that_begins_elsewhere_or_cannot_be_does_not_enter():
     def elsewhere(name, steps, discard):
         if name == "beta":

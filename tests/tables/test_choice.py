@@ -11,9 +11,9 @@ import torch
 
 from dode_nodes.errors import DodeError
 from dode_nodes.tables.choice import part_for_steps, rows_of, steps_of
-from dode_nodes.tables.provenance import PLAIN, Origin
+from dode_nodes.tables.provenance import PLAIN, HeldOutErrors, Origin
 from dode_nodes.tables.table import LambdaTable
-from tests.tables.rows import row_of
+from tests.tables.rows import refined_row, row_of
 
 EIGHT = (*np.geomspace(14.6, 0.05, 8).tolist(), 0.0)
 FOUR = EIGHT[::2]
@@ -70,6 +70,21 @@ def test_a_part_that_is_given_by_its_sigmas_is_run_by_the_plain_solver_where_tha
     assert table.match(EIGHT[4:]).row.origin.kind == PLAIN
     assert table.match(EIGHT[5:]).row is row
     assert LambdaTable([with_stock(row, [0.4] * 7)]).match(EIGHT[4:]).row == with_stock(row, [0.4] * 7)
+
+
+def test_where_guidance_is_too_strong_for_refined_rows_others_are_taken():
+    """At twice the guidance that they were made with they were worse than stock; at 1.5 times far better."""
+    greedy = row_of(error=0.2, settings={"cfg": 2.0})
+    refined = refined_row(errors=HeldOutErrors(4, (0.1, None, None)), settings={"cfg": 2.0})
+    both, alone = LambdaTable([greedy, refined]), LambdaTable([refined])
+    for cfg, expected in ((None, refined), (0.5, refined), (3.0, refined), (4.0, greedy)):
+        assert part_for_steps(both, 3, cfg=cfg).row is expected
+    part = part_for_steps(alone, 3, cfg=4.0)
+    assert (part.row.origin.kind, part.row.solver, part.start) == (PLAIN, "ipndm", 0)
+    ranged = replace(refined, settings={"cfg": 2.0, "cfg_range": [2.0, 7.0]})
+    assert part_for_steps(LambdaTable([greedy, ranged]), 3, cfg=8.0).row is ranged
+    unknown = replace(refined, settings={})
+    assert part_for_steps(LambdaTable([unknown]), 3, cfg=99.0).row is unknown
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,16 @@ import pytest
 from hypothesis import given, settings
 
 from dode_nodes import LambdaRow, LambdaTable
-from dode_nodes.tables.describe import amount, row_text, summary_text, table_json, table_text
-from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
+from dode_nodes.tables.describe import (
+    amount,
+    headline,
+    headlines,
+    row_text,
+    summary_text,
+    table_json,
+    table_text,
+)
+from dode_nodes.tables.provenance import Distances, HeldOutErrors, Lora, Origin, StockSetting, Unseen
 from dode_nodes.tables.row import MAX_EVALUATIONS
 from tests.tables import rows
 from tests.tables.rows import row_of
@@ -133,9 +141,36 @@ def test_errors_of_the_whole_and_of_later_starts() -> None:
 
 def test_the_stock_setting_and_the_loras() -> None:
     stock = StockSetting("dpmpp_2m", "karras", 0.125, 16, discard_penultimate=True)
-    text = row_text(row_of(best_stock=stock, loras=[Lora("01234567" * 8, 0.8, "a\x1b[2J.safetensors")]))
+    text = row_text(
+        row_of(
+            best_stock=stock, loras=[Lora("01234567" * 8, 0.8, "a.safetensors")], settings={"x": "\x1b[2J"}
+        )
+    )
     assert "best stock setting: dpmpp_2m, karras without the penultimate σ, 0.125 on 16 latents" in text
-    assert "with the LoRA 01234567 a\N{REPLACEMENT CHARACTER}[2J.safetensors at 0.8" in text
+    assert "with the LoRA 01234567 a.safetensors at 0.8" in text
+    assert "settings: x \N{REPLACEMENT CHARACTER}[2J" in text
+
+
+def test_the_headline_is_of_latents_of_its_own_and_says_where_it_loses() -> None:
+    def told(dode: float, stock: float, **facts: object) -> LambdaRow:
+        of = [Distances(rms, 0.11, 0.05, 0.2) for rms in (dode, stock)]
+        return row_of(unseen=Unseen(8, *of, nearer=0.875), **facts)
+
+    best = {"best_stock": StockSetting("deis", "beta", 0.125, 16)}
+    expected = "3 evaluations: 1.9 times nearer to the slow sampler's pictures than the best stock setting (deis, beta)"
+    assert headline(told(0.1, 0.19, **best)) == expected
+    assert "1.9 times farther from the slow sampler's pictures than plain euler" in str(
+        headline(told(0.19, 0.1))
+    )
+    assert headline(row_of(error=0.1)) is None
+    assert headline(told(0.0, 0.1)) is None
+    text = row_text(told(0.1, 0.19, **best))
+    assert expected in text
+    assert "fitted or chosen on: D-ODE 0.100 (median 0.110, most 0.0500 to 0.200); stock 0.190 (" in text
+    assert "7 of 8 latents end nearer" in text
+    better = told(0.05, 0.1, errors=HeldOutErrors(4, (0.1, None, None)))
+    other = told(0.2, 0.1, errors=HeldOutErrors(4, (0.2, None, None)))
+    assert headlines(LambdaTable([other, better])) == [headline(better)]
 
 
 def test_hashes_are_shown_by_eight_digits() -> None:

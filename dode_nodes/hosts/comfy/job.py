@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import comfy.model_management
 import comfy.samplers
@@ -16,10 +17,11 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.evaluator import Evaluator
+from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Latents, in_order
 from ...fit.memory import BatchLimit
 from ...fit.pipeline import Pipeline, Recipe
-from ...fit.progress import Progress
+from ...fit.progress import Progress, Reporter
 from ...fit.race import MakeSigmas
 from ...fit.runs import Run
 from ...sampling.sample import corrected
@@ -32,16 +34,6 @@ from .guiders import Guider, guidance_scale, one_prompt_per_row
 from .model_facts import check_no_cache, computing_dtype, is_flow, model_facts
 from .prompts import GuidedModel, micro_batch_that_fits, noise_per_latent
 from .streams import packed, unpacked
-
-
-class Reporter(Protocol):
-    """Where progress is shown, and cancelled."""
-
-    def begin(self, *lines: str) -> None:
-        """Say what is to come."""
-
-    def __call__(self, progress: Progress) -> None:
-        """After an evaluation."""
 
 
 class Schedule(NamedTuple):
@@ -58,7 +50,8 @@ class Request:
     Attributes:
         guiders: of one model; each takes an equal share of the latents, and a batched prompt's rows share it.
         latent: an empty latent of the size to distil at, ``[1, C, *spatial]``, or of several streams.
-        latents: how many noises to draw from ``seed``.
+        further: empty latents of further sizes; every guider takes a share at each.
+        latents: how many noises to draw from ``seed``. The next ones are for the rows' figures.
         schedules: the students'.
         recipe: what to fit, and how.
         micro_batch: latents evaluated at a time; 0 for what fits.
@@ -71,6 +64,7 @@ class Request:
     schedules: Sequence[Schedule]
     recipe: Recipe
     micro_batch: int = 0
+    further: Sequence[Any] = ()
 
     @property
     def model(self) -> ModelPatcher:
@@ -95,15 +89,21 @@ class Distilled:
 
 
 def parse_steps(text: str) -> list[int]:
-    """ "5, 6, 8" as numbers, without repetition.
+    """ "5, 6, 8" or "2-12" as numbers, without repetition.
 
     Raises:
         DodeError: it holds something else.
     """
-    parts = [part for part in re.split(r"[,;\s]+", text.strip()) if part]
-    if not parts or not all(part.isdecimal() and 1 <= int(part) <= 1000 for part in parts):
-        raise DodeError(f"steps must be one number or several, such as '5, 6, 8, 10', not '{text}'")
-    return list(dict.fromkeys(int(part) for part in parts))
+    parts = [part.split("-") for part in re.split(r"[,;\s]+", text.strip()) if part]
+    in_order = all(
+        1 <= len(part) <= 2
+        and all(number.isdecimal() and 1 <= int(number) <= 1000 for number in part)
+        and int(part[0]) <= int(part[-1])
+        for part in parts
+    )
+    if not parts or not in_order:
+        raise DodeError(f"steps must be numbers such as '5, 6, 8, 10' or '2-12', not '{text}'")
+    return list(dict.fromkeys(number for part in parts for number in range(int(part[0]), int(part[-1]) + 1)))
 
 
 def schedule(model: ModelPatcher, solver: str, scheduler: str, steps: int) -> Schedule:
@@ -174,20 +174,35 @@ class Distillation:
         self._guiders = [
             one for guider in request.guiders for one in one_prompt_per_row(guider, request.latent)
         ]
-        fewest = max(2, len(self._guiders))
-        if request.latents < fewest:
-            raise DodeError(
-                f"{len(self._guiders)} prompts need at least {fewest} latents, not {request.latents}: "
-                "some are held out to check λ"
-            )
+        self._check_latents()
         self._limit = BatchLimit()
         self._fits: list[_Fit] = []
+
+    def _check_latents(self) -> None:
+        request, sizes = self._request, 1 + len(self._request.further)
+        for each in request.further:
+            one, other = packed(request.latent), packed(each)
+            if one.ndim != other.ndim or one.shape[1] != other.shape[1]:
+                raise DodeError("connect latents of one kind: only their sizes may differ")
+        shares = len(self._guiders) * sizes
+        what = "prompts" if sizes == 1 and len(self._scales) < 2 else "combinations of prompt, cfg and size"
+        if request.latents < max(2, shares):
+            raise DodeError(
+                f"{shares} {what} need at least {max(2, shares)} latents, not {request.latents}: "
+                "some are held out to check λ"
+            )
+
+    @property
+    def _scales(self) -> list[float]:
+        """The guidance of the guiders that say theirs, the request's own first."""
+        scales = map(guidance_scale, self._guiders)
+        return list(dict.fromkeys(scale for scale in scales if scale is not None))
 
     def run(self) -> Distilled:
         """All of it, inside ComfyUI's sampling path."""
         self._fits = [self._fit(schedules) for schedules in _by_start(self._request.schedules)]
         first = self._fits[0]
-        shown = 2 * len(first.latents.held_out) * first.pipeline.evaluations(0)
+        shown = 2 * len(self._shown(first.latents)) * first.pipeline.evaluations(0)
         trials = consistency_cost(first.latents)
         costs = [fit.pipeline.cost for fit in self._fits]
         self._reporter.begin(
@@ -205,7 +220,8 @@ class Distillation:
             with showing:
                 dode, stock = (self._held_out_by(each, first.latents, showing) for each in (row, row.plain))
         assert first.pipeline.targets is not None  # noqa: S101  # the pipeline has run
-        ends = torch.cat(list(first.pipeline.targets.ends))[first.latents.held_out]
+        of_size = torch.cat(list(first.pipeline.targets.ends)[-len(self._guiders) :])
+        ends = of_size[[number - len(first.latents) for number in self._shown(first.latents)]]
         table = self.table()
         assert table is not None  # noqa: S101
         return Distilled(
@@ -227,19 +243,34 @@ class Distillation:
 
     def _fit(self, schedules: Sequence[Schedule]) -> _Fit:
         request = self._request
-        size = request.micro_batch or micro_batch_that_fits(
-            request.model, packed(request.latent).shape, request.latents
+        shares = len(self._guiders) * (1 + len(request.further))
+        latents = self._latents(schedules[0].sigmas, request.latents)
+        unseen = self._latents(schedules[0].sigmas, max(UNSEEN, shares), first=request.latents)
+        sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
+        return _Fit(latents, Pipeline(latents, sigmas, self._recipe(), unseen), schedules)
+
+    def _latents(self, sigmas: torch.Tensor, count: int, first: int = 0) -> Latents:
+        """So many noises, from number ``first`` on, in equal shares; those of the request's own size come last."""
+        request = self._request
+        sizes = [*request.further, request.latent]
+        shapes = [packed(size).shape for size in sizes]
+        at_once = request.micro_batch or micro_batch_that_fits(
+            request.model, max(shapes, key=math.prod), request.latents
         )
-        noise = noise_per_latent(request.latent, request.seed, request.latents)
-        size = min(size, request.latents)
-        prompts = len(self._guiders)
+        at_once = min(at_once, request.latents)
+        takers = [(size, guider) for size in sizes for guider in self._guiders]
+        shares = torch.arange(count).tensor_split(len(takers))
+        noises = {id(size): noise_per_latent(size, request.seed, count, first) for size in sizes}
         groups = [
-            GuidedModel(guider, own, request.seed, request.latent, size).group(schedules[0].sigmas)
-            for guider, own in zip(self._guiders, noise.tensor_split(prompts), strict=True)
+            GuidedModel(guider, noises[id(size)][share], request.seed, size, at_once).group(sigmas)
+            for (size, guider), share in zip(takers, shares, strict=True)
         ]
-        latents = Latents(groups, size, self._limit)
-        sigmas = [each.sigmas.to(groups[0].x.device) for each in schedules]
-        return _Fit(latents, Pipeline(latents, sigmas, self._recipe(prompts)), schedules)
+        return Latents(groups, at_once, self._limit)
+
+    def _shown(self, latents: Latents) -> list[int]:
+        """Numbers of the held-out latents of the request's own size."""
+        others = sum(len(group.x) for group in latents.groups[: -len(self._guiders)])
+        return [number for number in latents.held_out if number >= others]
 
     def _check_model(self, latents: Latents, progress: Progress) -> None:
         """Before the teacher: that one state has one answer."""
@@ -248,12 +279,16 @@ class Distillation:
         suspects = ", ".join(attached_names(model))
         check_consistency(latents, middle, computing_dtype(model), progress, suspects=suspects)
 
-    def _recipe(self, prompts: int) -> Recipe:
+    def _recipe(self) -> Recipe:
         """With what is known of the model, and what is kept of the request."""
-        recipe = self._request.recipe
-        facts: dict[str, Any] = {"seed": self._request.seed, "prompts": prompts, "host": "ComfyUI"}
-        if (scale := guidance_scale(self._guiders[0])) is not None:
-            facts["cfg"] = scale
+        recipe, scales = self._request.recipe, self._scales
+        facts: dict[str, Any] = {"seed": self._request.seed, "host": "ComfyUI"}
+        facts["prompts"] = len(self._guiders) // max(1, len(scales))
+        facts["latent_shape"] = list(packed(self._request.latent).shape[1:])
+        if guidance_scale(self._guiders[0]) is not None:
+            facts["cfg"] = scales[0]
+        if len(scales) > 1:
+            facts["cfg_range"] = [min(scales), max(scales)]
         return replace(
             recipe,
             teacher=replace(recipe.teacher, flow=is_flow(self._request.model)),
@@ -262,7 +297,7 @@ class Distillation:
 
     def _held_out_by(self, row: LambdaRow, latents: Latents, progress: Progress) -> torch.Tensor:
         """The results of a row on the held-out latents."""
-        batches = latents.batches(latents.held_out)
+        batches = latents.batches(self._shown(latents))
         evaluator = Evaluator(progress)
         run = Run(
             resolve(row.solver), torch.tensor(row.sigmas, dtype=torch.float32), dict(row.solver_options)

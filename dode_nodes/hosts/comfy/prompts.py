@@ -254,11 +254,12 @@ def without_ratios(latent: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in latent.items() if name not in _RATIOS}
 
 
-def noise_per_latent(latent: Any, seed: int, count: int) -> torch.Tensor:
-    """``count`` noises of one latent's shape, packed; of one stream, a noise does not depend on how many there are."""
+def noise_per_latent(latent: Any, seed: int, count: int, first: int = 0) -> torch.Tensor:
+    """``count`` noises of one latent's shape, packed, from number ``first`` on; of one stream, a noise does not depend
+    on how many there are."""
     one = packed(latent)[:1]
     many = unpacked(one.expand(count, *one.shape[1:]), latent)
-    return packed(comfy.sample.prepare_noise(many, seed, noise_inds=list(range(count))))
+    return packed(comfy.sample.prepare_noise(many, seed, noise_inds=list(range(first, first + count))))
 
 
 def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: int) -> int:

@@ -9,7 +9,7 @@ import torch
 
 from ...errors import DodeError
 from ...sampling.solvers import resolve
-from ...tables.choice import Part
+from ...tables.choice import Part, cfg_range
 from ...tables.describe import amount
 from ...tables.provenance import PLAIN
 from ...tables.row import LambdaRow
@@ -66,15 +66,20 @@ def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> li
     """That no λ is used; what differs much from what the row was distilled with: guidance, or size of the latent."""
     remarks = []
     if row.origin.kind == PLAIN:
-        remarks.append(f"the stock sampler {row.solver} runs: from this start it was nearer to the teacher than λ")
-    made_at, shape = row.settings.get("cfg"), row.settings.get("latent_shape")
-    if cfg is not None and made_at is not None and not _near(cfg, made_at, 1.25):
-        remarks.append(f"λ was distilled at cfg {made_at:g}, this is cfg {cfg:g}")
+        remarks.append(f"the stock sampler {row.solver} runs: here it is nearer to the teacher than λ")
+    (low, high), shape = cfg_range(row), row.settings.get("latent_shape")
+    if cfg is not None and low is not None and high is not None and not _within(cfg, low, high, 1.25):
+        made_at = f"{low:g}" if low == high else f"{low:g} to {high:g}"
+        remarks.append(f"λ was distilled at cfg {made_at}, this is cfg {cfg:g}")
     if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), 2.0):
         remarks.append(
             f"λ was distilled at latent size {_size(shape[1:])}, this is {_size(latent.shape[2:])}"
         )
     return remarks
+
+
+def _within(value: float, low: float, high: float, ratio: float) -> bool:
+    return low <= ratio * value and value <= ratio * high
 
 
 def _near(a: float, b: float, ratio: float) -> bool:

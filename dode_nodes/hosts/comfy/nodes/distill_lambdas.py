@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ....errors import TableError
+from ....errors import DodeError, TableError
 from ....fit.pipeline import Recipe
 from ....fit.teacher import Teacher
 from ....tables import plots
-from ....tables.describe import table_text
+from ....tables.describe import headlines, table_text
 from ....tables.row import PREDICTIONS
-from .. import table_files
+from .. import auto_table, pins, table_files
+from ..graph_facts import GraphFacts
 from ..guiders import Conditioning, Guider, guiders_for
 from ..host_samplers import student_names, teacher_names
 from ..job import Distillation, Distilled, Request, Schedule, parse_steps, schedule, schedules_of
@@ -26,6 +28,7 @@ from ..pictures import draw
 from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
+from .distill_options import NO_RANGE, Options, Range
 from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, seed_input
 
 AUTO = "auto"
@@ -55,7 +58,7 @@ class DistillLambdas(io.ComfyNode):
             "finds one λ per network evaluation by least squares, and saves the table. With a refine_budget, "
             "it then fits the whole solver to the teacher's results.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model", optional=True, tooltip="The model, with the LoRAs and patches you sample with."
@@ -91,8 +94,8 @@ class DistillLambdas(io.ComfyNode):
                 io.String.Input(
                     "steps",
                     default="5, 6, 8, 10",
-                    tooltip="The student's steps: one number or several. The teacher runs only once for all of "
-                    "them. Ignored if sigmas are connected.",
+                    tooltip="The student's steps: one number or several, such as 5, 6, 8 or 2-12. The teacher runs only "
+                    "once for all of them. Ignored if sigmas are connected.",
                 ),
                 io.Int.Input(
                     "scale",
@@ -125,7 +128,8 @@ class DistillLambdas(io.ComfyNode):
                 io.String.Input(
                     "save_name",
                     default="my_model",
-                    tooltip="File name of the table in the lambdas folder. If the name is taken, _00001 is added.",
+                    tooltip="File name of the table in the lambdas folder. Digits that stand for its "
+                    "numbers are added: name-1a2b3c4d.",
                 ),
                 *more_positives,
                 io.Sigmas.Input(
@@ -145,6 +149,11 @@ class DistillLambdas(io.ComfyNode):
                     "the teacher. It sets how many latents and iterations are used. 0 = off.",
                 ),
                 guider_input(),
+                Options.Input(
+                    "options",
+                    optional=True,
+                    tooltip="Further cfgs and sizes that the table is to be good for, from Distill λ options.",
+                ),
             ],
             outputs=[
                 Table.Output("table", display_name="table", tooltip="The λ table, as saved."),
@@ -199,16 +208,27 @@ class DistillLambdas(io.ComfyNode):
         sigmas: torch.Tensor | None = None,
         refine_budget: float = 0.0,
         guider: Guider | None = None,
+        options: Range = NO_RANGE,
     ) -> io.NodeOutput:
         """Distil, save, report."""
         positives = {
             "positive": positive, "positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4,
         }  # fmt: skip
-        guiders = guiders_for(guider, model, positives, negative, cfg)
+        if guider is not None and options.cfgs:
+            raise DodeError(
+                "empty cfgs in Distill λ options, or disconnect the guider: it has a cfg of its own"
+            )
+        guiders = [
+            each
+            for scale in dict.fromkeys([cfg, *options.cfgs])
+            for each in guiders_for(guider, model, positives, negative, scale)
+        ]
         model = guiders[0].model_patcher
-        check_empty(model, latent)
+        for each in (latent, *options.latents):
+            check_empty(model, each)
         node_id = cls.hidden.unique_id
-        path = table_files.free_path(save_name)
+        stem = table_files.place_for(save_name)
+        graph = GraphFacts.of(cls.hidden.prompt, node_id)
         if is_applied(model):
             remark(node_id, ["'Apply λ to model' has no effect here: distilling ignores λ"])
         schedules = (
@@ -232,15 +252,18 @@ class DistillLambdas(io.ComfyNode):
             schedules=schedules,
             recipe=recipe,
             micro_batch=micro_batch,
+            further=[fitting_latent(model, each) for each in options.latents],
         )
         with ProgressReporter(model, request.latent, node_id) as reporter:
             distillation = Distillation(request, reporter)
             try:
                 distilled = distillation.run()
             except BaseException:
-                _save_what_there_is(distillation, save_name, node_id)
+                _save_what_there_is(distillation, graph, save_name, node_id)
                 raise
-        saved = _save(distilled, path, node_id)
+        auto_table.keep(distilled.table)
+        distilled, saved = _save(replace(distilled, table=graph.on(distilled.table)), stem, node_id)
+        pins.note(cls, distilled.table)
         report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
             distilled.table,
@@ -253,30 +276,35 @@ class DistillLambdas(io.ComfyNode):
         )
 
 
-def _save(distilled: Distilled, path: Path, node_id: str | None) -> str:
-    """Save the table; whatever comes of it, the node still gives its outputs. Says where the table is."""
+def _save(distilled: Distilled, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
+    """Save the table; whatever comes of it, the node still gives its outputs. With its name, and where it "
+    "is."""
     remarks = list(distilled.remarks)
     try:
-        place = table_files.save(distilled.table, path)
+        place = table_files.save(distilled.table, stem)
     except TableError as error:
         remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}", *remarks])
-        return f"Not saved: {error}"
-    if place.parent != path.parent:
-        remarks.insert(0, f"could not write to {path.parent}: the table is saved as {place} instead")
+        return distilled, f"Not saved: {error}"
+    if place.parent != stem.parent:
+        remarks.insert(0, f"could not write to {stem.parent}: the table is saved as {place} instead")
     elif remarks:
         remarks.insert(0, f"saved as {place.name}")
     else:
-        show_text(node_id, f"saved as {place.name}")
+        show_text(node_id, "; ".join([f"saved as {place.name}", *headlines(distilled.table)]))
     remark(node_id, remarks)
-    return f"Saved as {place}"
+    return replace(distilled, table=replace(distilled.table, name=place.stem)), f"Saved as {place}"
 
 
-def _save_what_there_is(distillation: Distillation, save_name: str, node_id: str | None) -> None:
+def _save_what_there_is(
+    distillation: Distillation, graph: GraphFacts, save_name: str, node_id: str | None
+) -> None:
     """Save the rows of a distillation that was ended; nothing of that may hide why it was ended."""
     try:
         table = distillation.table()
         if table is not None:
-            path = table_files.save(table, table_files.free_path(save_name, "-partial"))
+            table = graph.on(table, hashes=False)
+            auto_table.keep(table)
+            path = table_files.save(table, table_files.place_for(save_name, "-partial"))
             remark(
                 node_id,
                 [f"stopped early; the rows found so far are saved as {path.name}: {table.contents()}"],

@@ -15,7 +15,7 @@ import torch
 
 from dode_nodes import DodeError, LambdaRow, LambdaTable, TableError
 from dode_nodes.cli.commands import main
-from tests.hosts.comfy.node_calls import REFINED, empty, ksampler, rms
+from tests.hosts.comfy.node_calls import REFINED, empty, ksampler, names_in, rms, saved_as
 from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
@@ -31,7 +31,7 @@ def test_distil_then_sample_beats_the_stock_solver(kind, make_model, dode, drawn
     scheduler = "simple" if kind == "FLOW" else "karras"
     model = make_model(kind)
     table, report, *_, summary = dode.distil(model, scheduler=scheduler)
-    assert LambdaTable.load(lambdas_folder / "table.safetensors") == table
+    assert LambdaTable.load(saved_as("table", lambdas_folder)) == table
     assert [row.steps for row in table.rows] == [5, 8]
     assert len(drawn) == report.shape[0] == 1
     assert report.std() > 0.01
@@ -162,8 +162,8 @@ def test_the_cost_is_said_before_and_counted_down(make_model, dode, monkeypatch,
     assert evaluated == 0
     assert cost in caplog.text
     numbers = re.fullmatch(
-        r"at most (\d+) evaluations: teacher \d+, students \d+, refining \d+ \(on up to \d+ latents\); "
-        r"plus (\d+) to check the model first and (\d+) for the result latents",
+        r"at most (\d+) evaluations: teacher \d+, students \d+, refining \d+ \(on up to \d+ latents\), "
+        r"figures from unseen latents \d+; plus (\d+) to check the model first and (\d+) for the result latents",
         cost,
     )
     assert said[1][0] > 0
@@ -211,11 +211,10 @@ def test_cancel_saves_what_was_found_and_the_next_run_works(
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         dode.distil(model, save_name="sub/cancelled", **REFINED)
     assert 0 < model.model.evaluated < total
-    names = {path.name for path in (lambdas_folder / "sub").iterdir()}
-    assert names == {"first.safetensors"} | ({"cancelled-partial.safetensors"} if saved else set())
-    assert ("saved as cancelled-partial.safetensors" in caplog.text) == bool(saved)
+    assert names_in(lambdas_folder / "sub") == [*(["cancelled-partial"] if saved else []), "first"]
+    assert ("saved as cancelled-partial-" in caplog.text) == bool(saved)
     if saved:
-        rows = LambdaTable.load(lambdas_folder / "sub" / "cancelled-partial.safetensors").rows
+        rows = LambdaTable.load(saved_as("cancelled-partial", lambdas_folder / "sub")).rows
         assert [kind_of(row) for row in rows] == saved
         errors = [row.error_from() for row in rows]
         assert errors == sorted(set(errors), reverse=True)  # each is nearer to the teacher than the last
@@ -240,7 +239,7 @@ def test_a_cancel_is_not_hidden_by_a_full_disk(make_model, dode, lambdas_folder,
     model = make_model(on_call=cancel_at(counted.model.evaluated * 2 // 3))
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         dode.distil(model, save_name="second", **REFINED)
-    assert [path.name for path in lambdas_folder.iterdir()] == ["first.safetensors"]
+    assert names_in(lambdas_folder) == ["first"]
     assert "could not be saved" in caplog.text
 
 
@@ -271,8 +270,7 @@ def test_a_folder_that_is_gone_at_the_end_is_replaced_by_another(
         on_call=lambda evaluated: evaluated > 300 and asked.is_dir() and _becomes_a_file(asked)
     )
     *_, summary = dode.distil(model, save_name="sub/name")
-    assert summary.startswith(f"Saved as {other / 'name.safetensors'}")
-    assert LambdaTable.load(other / "name.safetensors").rows
+    assert summary.startswith(f"Saved as {saved_as('name', other)}")
 
 
 def _becomes_a_file(folder: Path) -> None:
@@ -284,8 +282,9 @@ def test_a_taken_name_gets_a_number(make_model, dode, lambdas_folder):
     model = make_model()
     for _ in range(3):
         dode.distil(model, save_name="sub/name", steps="4")
-    names = sorted(path.name for path in (lambdas_folder / "sub").iterdir())
-    assert names == ["name.safetensors", "name_00001.safetensors", "name_00002.safetensors"]
+    assert names_in(lambdas_folder / "sub") == ["name", "name_00001", "name_00002"]
+    dode.distil(model, save_name="sub/name", steps="5")
+    assert names_in(lambdas_folder / "sub").count("name") == 2  # other numbers, another name
 
 
 # --- What it refuses --------------------------------------------------------------------------------------
@@ -327,3 +326,54 @@ def test_bad_input_is_refused_before_any_evaluation(changes, message, make_model
         dode.distil(model, **changes)
     assert model.model.evaluated == 0
     assert not [path for path in lambdas_folder.rglob("*") if path.is_file()]
+
+
+# --- Ranges -------------------------------------------------------------------------------------------
+
+
+def test_a_range_of_cfg_and_sizes_is_fitted_together(make_model, dode):
+    model = make_model()
+    large = {"samples": torch.zeros(1, 4, 6, 6)}
+    options = dode.run(dode.pack.DistillOptions, cfgs="4, 7", latent_2=large)[0]
+    assert options.cfgs == (4.0, 7.0)
+    table, _, *latents, _ = dode.distil(model, options=options, latents=12, steps="4", cfg=2.0)
+    settings = table.rows[0].settings
+    assert (settings["cfg"], settings["cfg_range"]) == (2.0, [2.0, 7.0])
+    assert (settings["groups"], settings["prompts"], settings["latents"]) == (6, 1, 12)
+    alone = dode.distil(model, latents=12, steps="4", cfg=2.0)[0].rows[0]
+    assert settings["latent_shape"] == alone.settings["latent_shape"]
+    assert table.rows[0].sha256 != alone.sha256
+    shape = latents[0]["samples"].shape
+    assert list(shape[1:]) == alone.settings["latent_shape"]
+    assert all(each["samples"].shape == shape for each in latents)
+
+
+@pytest.mark.parametrize(
+    ("cfgs", "changes", "why"),
+    [
+        ("4; x", {}, r"cfgs must be one number or several, such as '4, 7', not '4; x'"),
+        ("4, 7", {"latents": 2}, "3 combinations of prompt, cfg and size need at least 3 latents, not 2"),
+    ],
+)
+def test_a_range_that_cannot_be_is_refused(cfgs, changes, why, make_model, dode):
+    model = make_model()
+    with pytest.raises(DodeError, match=why):
+        dode.distil(model, options=dode.run(dode.pack.DistillOptions, cfgs=cfgs)[0], **changes)
+    assert model.model.evaluated == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "steps"), [("5, 6;8", [5, 6, 8]), ("2-5", [2, 3, 4, 5]), ("4, 3-5", [4, 3, 5]), ("7-7", [7])]
+)
+def test_steps_are_numbers_or_ranges(text, steps, comfyui):
+    from dode_nodes.hosts.comfy.job import parse_steps
+
+    assert parse_steps(text) == steps
+
+
+@pytest.mark.parametrize("text", ["", "5-", "6-4", "2-3-4", "0-3", "a", "-2", "2-1001"])
+def test_steps_that_are_none_are_refused(text, comfyui):
+    from dode_nodes.hosts.comfy.job import parse_steps
+
+    with pytest.raises(DodeError, match="steps must be numbers such as"):
+        parse_steps(text)
