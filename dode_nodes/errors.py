@@ -15,3 +15,7 @@ class IneligibleSampler(DodeError):
 
 class TableError(DodeError):
     """A λ table's file or content is unusable; the message names the file and the reason."""
+
+
+class NameTaken(TableError):
+    """There is a file of this name, which is not overwritten."""

@@ -1,4 +1,4 @@
-"""The command line: ``python -m dode_nodes demo``, ``distill``, ``show`` and ``validate``."""
+"""The command line: ``python -m dode_nodes demo``, ``distill``, ``show``, ``validate``, ``index`` and ``import``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..fit.ranks import RankFailed, is_first_rank
 from ..tables.describe import summary_text, table_json, table_text
 from ..tables.figures import matplotlib_figure
 from ..tables.table import LambdaTable
-from . import make_table
+from . import make_table, presets
 from .bar import Bar
 
 
@@ -126,6 +126,21 @@ def _parser() -> argparse.ArgumentParser:
     validate = commands.add_parser("validate", help="check λ tables; the exit status is 1 if one is bad")
     validate.add_argument("files", type=Path, nargs="+", metavar="FILE", help="a λ table, .safetensors")
     validate.set_defaults(run=_validate)
+
+    index = commands.add_parser(
+        "index",
+        help="check the tables of a folder and write its page",
+        description="Checks every file of a folder. Those in community/ must also have author, licence, model "
+        "and held-out errors. If all are good, it writes README.md, a page with a line for each row.",
+    )
+    presets.add_index_options(index)
+
+    take = commands.add_parser(
+        "import",
+        help="copy shared λ tables into the lambdas folder",
+        description="Checks files and codes that somebody shared, and saves each as a new file under a safe name.",
+    )
+    presets.add_import_options(take)
     return parser
 
 

@@ -45,6 +45,7 @@ def sample_dode(
 
     Raises:
         DodeError: the row does not serve these sigmas or this solver.
+        NotFinite: with this row the run ends in NaN or infinite values.
     """
     if len(sigmas) < 2:
         return x
@@ -102,6 +103,50 @@ def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
     if solver is not None and solver_name(solver) != row.solver:
         raise DodeError(f"this row is for the solver '{row.solver}', not '{solver_name(solver)}'")
     return resolve(row.solver if solver is None else solver)
+
+
+def check_finite(x: Tensor, row: LambdaRow, table: str = "") -> Tensor:
+    """A run's last state, if it is one.
+
+    Args:
+        table: what people know the row's table by.
+
+    Raises:
+        NotFinite: it holds NaN or infinite values; names the table and the row.
+    """
+    if not bool(torch.isfinite(x).all()):
+        whose = f"the λ table '{table}' with " if table else ""
+        raise NotFinite(
+            f"the latent came out as NaN or infinite values, from {whose}{row.label}. If the stock sampler gives a "
+            "picture with this model, do not use this table"
+        )
+    return x
+
+
+_passed: set[tuple[str, object]] = set()
+_MOST_PASSED = 1000
+
+
+def _check_solver(row: LambdaRow, run: Sampler, model: Denoiser) -> None:
+    """Probe a row once: a file may name any sampler with any numbers, and samplers change with their packs.
+
+    Raises:
+        IneligibleSampler: the sampler cannot have been distilled like this.
+        DodeError: it asks the network more or less often than there are weights for.
+    """
+    key = (row.sha256, getattr(run, "__code__", run))  # ComfyUI makes some functions anew at every look
+    if key in _passed:
+        return
+    sigmas = torch.tensor(row.sigmas, dtype=torch.float32)
+    asked = len(probe_student(run, sigmas, model=model, options=row.solver_options).sigmas)
+    if asked != sum(row.evaluations):
+        raise DodeError(
+            f"the sampler '{row.solver}' asks the network {asked} times over this schedule, but {row.label} has weights "
+            f"for {sum(row.evaluations)}: it is not the sampler that the row was made with"
+        )
+    if len(_passed) >= _MOST_PASSED:
+        _passed.clear()
+    _passed.add(key)
 
 
 def _check_end(row: LambdaRow, step: int, sigmas: Tensor, run: Sampler, model: Denoiser) -> None:

@@ -19,32 +19,34 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "svd": ("SVD_img2vid",),
     "cascade-b": ("Stable_Cascade_B",),
     "cascade-c": ("Stable_Cascade_C",),
-    "sd3": ("SD3",),
+    "sd3": ("SD3", "SD3Transformer2DModel"),
     "stable-audio": ("StableAudio",),
-    "auraflow": ("AuraFlow",),
+    "auraflow": ("AuraFlow", "AuraFlowTransformer2DModel"),
     "pixart-alpha": ("PixArtAlpha",),
     "pixart-sigma": ("PixArtSigma",),
-    "hunyuan-dit": ("HunyuanDiT", "HunyuanDiT1"),
-    "flux": ("Flux", "FluxInpaint", "FluxSchnell"),
-    "flux2": ("Flux2",),
-    "chroma": ("Chroma",),
-    "mochi": ("GenmoMochi",),
-    "ltx-video": ("LTXV",),
-    "hunyuan-video": ("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V"),
+    "hunyuan-dit": ("HunyuanDiT", "HunyuanDiT1", "HunyuanDiT2DModel"),
+    "flux": ("Flux", "FluxInpaint", "FluxSchnell", "FluxTransformer2DModel"),
+    "flux2": ("Flux2", "Flux2Transformer2DModel"),
+    "chroma": ("Chroma", "ChromaTransformer2DModel"),
+    "mochi": ("GenmoMochi", "MochiTransformer3DModel"),
+    "ltx-video": ("LTXV", "LTXVideoTransformer3DModel"),
+    "hunyuan-video": ("HunyuanVideo", "HunyuanVideoI2V", "HunyuanVideoSkyreelsI2V", "HunyuanVideoTransformer3DModel"),
     "cosmos": ("CosmosT2V", "CosmosI2V"),
     "cosmos-predict2": ("CosmosT2IPredict2", "CosmosI2VPredict2"),
-    "lumina2": ("Lumina2",),
-    "z-image": ("ZImage",),
+    "lumina2": ("Lumina2", "Lumina2Transformer2DModel"),
+    "z-image": ("ZImage", "ZImageTransformer2DModel"),
     "wan": (
         "WAN21_T2V", "WAN21_I2V", "WAN21_FunControl2V", "WAN21_Camera", "WAN21_Vace", "WAN22_T2V", "WAN22_Camera",
+        "WanTransformer3DModel",
     ),
-    "hidream": ("HiDream",),
+    "hidream": ("HiDream", "HiDreamImageTransformer2DModel"),
     "omnigen2": ("Omnigen2",),
-    "qwen-image": ("QwenImage",),
+    "qwen-image": ("QwenImage", "QwenImageTransformer2DModel"),
     "hunyuan-image": ("HunyuanImage21",),
     "ace-step": ("ACEStep",),
 }  # fmt: skip
-"""The names of ComfyUI's classes, which Forge has taken over; the first tables carry them."""
+"""The names of ComfyUI's classes, which Forge has taken over and the first tables carry; and of diffusers'
+transformers. Its U-Nets are told apart by their config."""
 _FAMILIES = {name: family for family, names in _CLASSES.items() for name in names}
 
 

@@ -40,10 +40,20 @@ class GaussianPrior:
             raise DodeError("a Gaussian prior needs a mean for each channel")
         if len(shape) != 3 or shape[1:] != (channels, channels) or not 2 <= shape[0] <= _MOST_KNOTS:
             raise DodeError(f"a spectrum of shape {shape} does not fit {channels} channels")
-        symmetric = np.allclose(self.spectrum, self.spectrum.transpose(0, 2, 1), rtol=1e-9, atol=0)
+        gate.check_size(self.mean, "a Gaussian prior's mean")
+        gate.check_size(self.spectrum, "a Gaussian prior's spectrum")
         scale = np.abs(self.spectrum).max(initial=0)
-        if not symmetric or np.linalg.eigvalsh(self.spectrum).min() < -1e-9 * scale:
+        if not all(_is_covariance(plane, scale) for plane in self.spectrum):  # one at a time: they are large
             raise DodeError("a Gaussian prior's spectrum must be symmetric, with no negative variance")
+
+
+def _is_covariance(plane: np.ndarray, scale: float) -> bool:
+    if not np.allclose(plane, plane.T, rtol=1e-9, atol=0):
+        return False
+    try:
+        return bool(np.linalg.eigvalsh(plane).min() >= -1e-9 * scale)
+    except np.linalg.LinAlgError:  # finite numbers for which LAPACK finds no end
+        return False
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,14 +20,22 @@ from ..errors import DodeError
 Facts = Mapping[str, Any]
 Check = Callable[[Any], bool]
 
+LARGEST_NUMBER = 65_504
+"""float16's largest. No network's σ comes near it, and no number of a latent."""
+_LARGEST_WEIGHT = 1_000
 _MOST_DIGITS = 2**63
-_LONGEST_NAME = 100
+_LONGEST_LINE = 200
 _LONGEST_TEXT = 10_000
 _LONGEST_LIST = 1_000
+_MOST_AXES = 8
 _DEEPEST = 32
 SAMPLE_LENGTH = 16
 """Numbers in a sample of a model's weights."""
-_MARKUP = re.compile(r"[<>&\"'`\\]")
+_NAME = re.compile(r"[\w(\[+*.~@#](?:[\w .,:;+\-*/()\[\]=%#@|~!?]{0,99})")
+_STEERING = re.compile(
+    r"[\x00-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ud800-\udfff\ufeff\ufff9-\ufffb]"
+)
+"""What moves a cursor, turns the direction of writing, or is half a character; not the end of a line."""
 
 
 def is_number(value: Any) -> bool:
@@ -48,17 +56,22 @@ def is_count(value: Any) -> bool:
 
 
 def is_name(value: Any) -> bool:
-    """A word or a few that name something: printable, short, and no markup. ``<word>`` stands for a function."""
-    if not isinstance(value, str) or not 0 < len(value) <= _LONGEST_NAME:
+    """A word or a few that name something: short, no markup, no formula. ``<word>`` stands for a function."""
+    if not isinstance(value, str) or len(value) > 102:
         return False
     if value.startswith("<") and value.endswith(">"):
         return value[1:-1].isidentifier()
-    return value.isprintable() and not _MARKUP.search(value)
+    return _NAME.fullmatch(value) is not None
 
 
 def is_text(value: Any) -> bool:
-    """Words for people; they are shown as text, never as markup."""
-    return isinstance(value, str) and len(value) <= _LONGEST_TEXT
+    """Words for people, in lines. They are shown as text, never as markup."""
+    return isinstance(value, str) and len(value) <= _LONGEST_TEXT and not _STEERING.search(value)
+
+
+def is_line(value: Any) -> bool:
+    """A few words for people."""
+    return is_text(value) and len(value) <= _LONGEST_LINE and "\n" not in value
 
 
 def _optional(check: Check) -> Check:
@@ -92,7 +105,9 @@ SETTINGS: Mapping[str, Check] = {
     "steps": _positive(is_count),
     "scheduler": is_name,
     "schedule": is_name,
-    "latent_shape": _list_of(_positive(is_count)),
+    "latent_shape": lambda value: (
+        _list_of(_positive(is_count))(value) and len(value) <= _MOST_AXES and max(value, default=0) < 2**20
+    ),
     "dtype": is_name,
     "latents": is_count,
     "groups": is_count,
@@ -100,11 +115,20 @@ SETTINGS: Mapping[str, Check] = {
     "teacher": is_name,
     "scale": _positive(is_count),
     "host": is_name,
+    "host_version": is_name,
+    "package_version": is_name,
+    "cfg_range": lambda value: (
+        isinstance(value, list)
+        and len(value) == 2
+        and all(map(is_number, value))
+        and 0 <= value[0] <= value[1]
+    ),
 }
 """What a row was made with."""
 
 MODEL: Mapping[str, Check] = {
-    "name": is_text,
+    "name": is_line,
+    "autov2": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{10}", value) is not None,
     "kind": is_name,
     "family": is_name,
     "prediction_type": is_name,
@@ -170,8 +194,13 @@ def checked(facts: Facts, known: Mapping[str, Check], what: str) -> Facts:
     copy = json_object(facts, what)
     for name, check in known.items():
         if name in copy and not check(copy[name]):
-            raise DodeError(f"{what}: '{name}' cannot be {_shortened(copy[name])}")
+            raise DodeError(f"{what}: '{name}' cannot be {shortened(copy[name])}")
     return copy
+
+
+def only_known(facts: Facts, known: Mapping[str, Check]) -> dict[str, Any]:
+    """Without the fields that this version does not know."""
+    return {name: value for name, value in facts.items() if name in known}
 
 
 def json_object(value: Mapping[str, Any], what: str) -> Facts:
@@ -227,15 +256,49 @@ def foreign_arrays(values: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]
 
 
 def check_schedule(sigmas: np.ndarray, what: str) -> None:
-    """Refuse σ that do not descend to 0.
+    """Refuse σ that do not descend to 0, or begin where no network does.
 
     Raises:
         DodeError: they do not.
     """
     if sigmas.ndim != 1 or len(sigmas) < 2 or sigmas[-1] != 0 or (np.diff(sigmas) >= 0).any():
         raise DodeError(f"{what} must descend to 0, with no value repeated")
+    if sigmas[0] > LARGEST_NUMBER:
+        raise DodeError(f"{what} must be at most {LARGEST_NUMBER:,}; the first is {sigmas[0]:g}")
+    if (np.diff(sigmas.astype(np.float32)) >= 0).any():  # as samplers get them
+        raise DodeError(f"{what} must descend to 0, with no value repeated in single precision")
 
 
-def _shortened(value: Any) -> str:
+def check_size(values: np.ndarray, what: str) -> None:
+    """Refuse numbers that no latent has.
+
+    Raises:
+        DodeError: one is larger than float16's largest.
+    """
+    if np.abs(values).max(initial=0) > LARGEST_NUMBER:
+        raise DodeError(f"{what} must have numbers of at most {LARGEST_NUMBER:,}")
+
+
+def check_weights(weights: np.ndarray, form: str) -> None:
+    """Refuse weights that no fit has found: |λ| and Σ_j |W_kj| are at most 1000.
+
+    Args:
+        weights: ``[E]``, ``[E, E]`` or ``[P, E, F + E]``; finite.
+
+    Raises:
+        DodeError: one is larger.
+    """
+    if form == "lambda":
+        largest = np.abs(weights).max(initial=0)
+    else:
+        with np.errstate(over="ignore"):
+            largest = np.abs(weights).sum(axis=-1).reshape(-1, weights.shape[-2]).sum(axis=0).max(initial=0)
+    if largest > _LARGEST_WEIGHT:
+        what = "λ" if form == "lambda" else "the weights of one evaluation together"
+        raise DodeError(f"{what} must be at most {_LARGEST_WEIGHT:g}; got {largest:g}")
+
+
+def shortened(value: Any) -> str:
+    """A value as JSON, for an error: plain characters only, and few of them."""
     text = json.dumps(value)
     return text if len(text) <= 60 else f"{text[:57]}…"

@@ -8,7 +8,7 @@ from ..errors import TableError
 
 SUFFIX = ".safetensors"
 
-_MOST_CHARACTERS = 120  # of a part: file systems allow 255 bytes, an ending and a number follow
+_MOST_BYTES = 200  # of a part: file systems allow 255, an ending and numbers follow
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f\x7f]')
 _DEVICE = re.compile(r"(con|prn|aux|nul|(com|lpt)[0-9¹²³])\s*(\..*)?", re.IGNORECASE)
 
@@ -44,6 +44,6 @@ def _problem(part: str) -> str:
         return "a part of it begins or ends with a space, or ends with a dot"
     if _DEVICE.fullmatch(part):
         return f"'{part}' is the name of a device on Windows"
-    if len(part) > _MOST_CHARACTERS:
-        return f"a part of it has more than {_MOST_CHARACTERS} characters"
+    if len(part.encode(errors="surrogatepass")) > _MOST_BYTES:
+        return f"a part of it is longer than {_MOST_BYTES} bytes"
     return ""

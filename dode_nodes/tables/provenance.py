@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, TypeVar
 
 import numpy as np
 
 from ..errors import DodeError
-from .gate import Facts, check_schedule, finite, is_count, is_name, is_number, is_text, json_object, numbers
+from .gate import (
+    Facts,
+    check_schedule,
+    finite,
+    is_count,
+    is_line,
+    is_name,
+    is_number,
+    is_text,
+    numbers,
+    shortened,
+)
+from .solver_options import checked_options
 
 Part = TypeVar("Part")
+
+_DATE = re.compile(r"[0-9]{4}-[0-1][0-9]-[0-3][0-9]")
 
 DISTILLED, REFINED, PLAIN = "distilled", "refined", "plain"
 KINDS = (DISTILLED, REFINED, PLAIN)
@@ -37,14 +52,15 @@ class Origin:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DodeError(f"a row's origin must be one of {KINDS}, not {self.kind!r}")
+            raise DodeError(f"a row's origin must be one of {KINDS}, not {shortened(self.kind)}")
         if (self.solver is None) != (self.sigmas is None):
             raise DodeError(
                 "an origin must have both the solver and the sigmas of the row before refining, or neither"
             )
         if self.solver is not None and not is_name(self.solver):
             raise DodeError("an origin's solver must be a name")
-        object.__setattr__(self, "solver_options", json_object(self.solver_options, "an origin's options"))
+        options = checked_options(self.solver or "", self.solver_options, "an origin's options")
+        object.__setattr__(self, "solver_options", options)
         if self.sigmas is not None:
             object.__setattr__(self, "sigmas", numbers(self.sigmas, "an origin's sigmas"))
             check_schedule(self.sigmas, "an origin's sigmas")
@@ -103,6 +119,62 @@ class HeldOutErrors:
 
 
 @dataclass(frozen=True)
+class Distances:
+    """Distances to the teacher's ends (RMS, in the latent) over some latents.
+
+    Attributes:
+        rms: root of the mean square of them.
+        median: of them.
+        low, high: a tenth of the latents are nearer than ``low``, a tenth are farther than ``high``.
+    """
+
+    rms: float
+    median: float
+    low: float
+    high: float
+
+    def __post_init__(self) -> None:
+        if not all(is_number(value) and value >= 0 for value in vars(self).values()):
+            raise DodeError("distances must be numbers of at least 0")
+
+    @classmethod
+    def over(cls, distances: np.ndarray) -> Distances:
+        """Of one for each latent, ``[n]``."""
+        low, median, high = np.quantile(distances, (0.1, 0.5, 0.9)).tolist()
+        return cls(float(np.sqrt(np.square(distances).mean())), median, low, high)
+
+
+@dataclass(frozen=True)
+class Unseen:
+    """How a row does on latents that nothing was fitted or chosen on.
+
+    Attributes:
+        latents: how many.
+        dode: the row's distances.
+        stock: those of the best stock setting, or of the plain solver where none was looked for.
+        nearer: the share of the latents that the row brings nearer than stock.
+    """
+
+    latents: int
+    dode: Distances
+    stock: Distances
+    nearer: float
+
+    def __post_init__(self) -> None:
+        for name in ("dode", "stock"):
+            if not isinstance(of := getattr(self, name), Distances):
+                object.__setattr__(self, name, read(Distances, of, f"'unseen': '{name}'"))
+        if not is_count(self.latents) or self.latents < 1:
+            raise DodeError("'unseen' needs the number of latents it was measured on")
+        if not is_number(self.nearer) or not 0 <= self.nearer <= 1:
+            raise DodeError("'unseen': 'nearer' must be a number from 0 to 1")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
 class StockSetting:
     """The best that a search over stock samplers found for this model at as many evaluations.
 
@@ -133,6 +205,34 @@ class StockSetting:
 
 
 @dataclass(frozen=True)
+class Credit:
+    """Whose a row is; for people.
+
+    Attributes:
+        author, licence: a few words each.
+        notes: what else there is to say, in lines.
+        date: when the row was made, as 2026-01-31.
+    """
+
+    author: str = ""
+    licence: str = ""
+    notes: str = ""
+    date: str = ""
+
+    def __post_init__(self) -> None:
+        if not is_line(self.author) or not is_line(self.licence) or not is_text(self.notes):
+            raise DodeError(
+                "author and licence must be a line each, and notes text, with no control characters"
+            )
+        if self.date and not (isinstance(self.date, str) and _DATE.fullmatch(self.date)):
+            raise DodeError("a date must be written as 2026-01-31")
+
+    def to_json(self) -> dict[str, Any]:
+        """What there is."""
+        return {each.name: value for each in fields(self) if (value := getattr(self, each.name))}
+
+
+@dataclass(frozen=True)
 class Lora:
     """A LoRA that was on the model, known by its content.
 
@@ -150,7 +250,7 @@ class Lora:
         digits = isinstance(self.sha256, str) and len(self.sha256) == 64
         if not digits or set(self.sha256) - set("0123456789abcdef"):
             raise DodeError("a LoRA needs the SHA-256 of its weights, 64 hexadecimal digits in lower case")
-        if not is_number(self.strength) or not is_text(self.name):
+        if not is_number(self.strength) or not is_line(self.name):
             raise DodeError("a LoRA's strength must be a number and its name must be text")
 
     def to_json(self) -> dict[str, Any]:

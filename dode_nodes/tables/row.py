@@ -16,7 +16,8 @@ from ..sigmas import same_sigma
 from . import free_outputs, gate, provenance
 from .free_outputs import NONE, FreeOutputs
 from .gate import Facts
-from .provenance import PLAIN, REFINED, HeldOutErrors, Lora, Origin, StockSetting
+from .provenance import PLAIN, REFINED, Credit, HeldOutErrors, Lora, Origin, StockSetting, Unseen
+from .solver_options import checked_options
 
 PREDICTIONS = ("noise", "data")
 FORMS = ("lambda", "history")
@@ -30,6 +31,8 @@ MAX_EVALUATIONS = 256
 
 _ARRAYS = ("sigmas", "weights")
 _REQUIRED = {"requires", "solver", "evaluations", "prediction", "form"}
+_MOST_FEATURES = 32
+_MOST_LORAS = 32
 _SHOWN_DIGITS = 8
 
 
@@ -59,7 +62,9 @@ class LambdaRow:
         origin: where the numbers come from.
         errors: what was measured on latents that nothing was fitted on; None where there were none.
         best_stock: the best stock setting that was found for this model at as many evaluations.
+        unseen: how it does on latents that nothing was fitted or chosen on.
         loras: that were on the model.
+        credit: whose it is.
         settings: what it was distilled with (cfg, seed, teacher, latent shape, …).
         report: what was measured, for people.
         unknown: optional fields of a later version; kept, and saved again.
@@ -77,7 +82,9 @@ class LambdaRow:
     origin: Origin = field(default_factory=Origin)
     errors: HeldOutErrors | None = None
     best_stock: StockSetting | None = None
+    unseen: Unseen | None = None
     loras: tuple[Lora, ...] = ()
+    credit: Credit | None = None
     settings: Facts = field(default_factory=dict)
     report: Facts = field(default_factory=dict)
     unknown: Facts = field(default_factory=dict)
@@ -90,14 +97,16 @@ class LambdaRow:
         if not gate.is_name(self.solver):
             raise DodeError("a row's solver must be a name")
         if self.prediction not in PREDICTIONS:
-            raise DodeError(f"a row's prediction must be one of {PREDICTIONS}, not {self.prediction!r}")
+            raise DodeError(
+                f"a row's prediction must be one of {PREDICTIONS}, not {gate.shortened(self.prediction)}"
+            )
         if self.form not in FORMS:
-            raise DodeError(f"a row's form must be one of {FORMS}, not {self.form!r}")
+            raise DodeError(f"a row's form must be one of {FORMS}, not {gate.shortened(self.form)}")
         settle("sigmas", gate.numbers(self.sigmas, "sigmas"))
         settle("weights", gate.numbers(self.weights, "weights"))
         settle("evaluations", tuple(self.evaluations))
         settle("loras", tuple(self.loras))
-        settle("solver_options", gate.json_object(self.solver_options, "solver_options"))
+        settle("solver_options", checked_options(self.solver, self.solver_options, "solver_options"))
         settle("settings", gate.checked(self.settings, gate.SETTINGS, "settings"))
         settle("report", gate.checked(self.report, gate.REPORT, "report"))
         settle("unknown", gate.json_object(self.unknown, "unknown"))
@@ -130,6 +139,7 @@ class LambdaRow:
             raise DodeError(
                 f"weights of shape {w.shape} do not fit {n} evaluations in the form '{self.form}'"
             )
+        gate.check_weights(w, self.form)
         if self.form == "history" and np.triu(w, 1 + columns).any():
             raise DodeError("history weights must be a lower triangle: an output cannot use later ones")
         if self.free.requires and (self.form, self.prediction) != ("history", "noise"):
@@ -219,7 +229,7 @@ class LambdaRow:
             self.form,
         ]
         content = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-        for array in self._own_arrays().values():
+        for array in self.own_arrays.values():
             content.update(np.ascontiguousarray(array, dtype="<f8").tobytes())
         return content.hexdigest()
 
@@ -305,7 +315,9 @@ class LambdaRow:
         optional = {
             "errors": self.errors and self.errors.to_json(),
             "best_stock": self.best_stock and self.best_stock.to_json(),
+            "unseen": self.unseen and self.unseen.to_json(),
             "loras": [lora.to_json() for lora in self.loras],
+            "credit": self.credit and self.credit.to_json(),
         }
         return (
             dict(self.unknown)
@@ -324,10 +336,12 @@ class LambdaRow:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The numbers, float64."""
-        return dict(self.unknown_arrays) | self._own_arrays()
+        """All numbers: also those that this version knows nothing about."""
+        return dict(self.unknown_arrays) | self.own_arrays
 
-    def _own_arrays(self) -> dict[str, np.ndarray]:
+    @property
+    def own_arrays(self) -> dict[str, np.ndarray]:
+        """The numbers that sampling uses, float64."""
         return {name: getattr(self, name) for name in _ARRAYS} | self.free.arrays
 
     @classmethod
@@ -350,9 +364,10 @@ class LambdaRow:
             raise DodeError("'evaluations' must be a list")
         known = {name: facts.pop(name) for name in ("solver", "evaluations", "prediction", "form")}
         objects = {name: facts.pop(name, {}) for name in ("solver_options", "settings", "report")}
-        errors, stock, loras = (facts.pop(name, None) for name in ("errors", "best_stock", "loras"))
-        if loras is not None and not isinstance(loras, list):
-            raise DodeError("'loras' must be a list")
+        optional = ("errors", "best_stock", "unseen", "loras", "credit")
+        errors, stock, unseen, loras, credit = (facts.pop(name, None) for name in optional)
+        if loras is not None and (not isinstance(loras, list) or len(loras) > _MOST_LORAS):
+            raise DodeError(f"'loras' must be a list of at most {_MOST_LORAS}")
         return cls(
             **known,
             **objects,
@@ -362,7 +377,9 @@ class LambdaRow:
             origin=provenance.read(Origin, facts.pop("origin", {}), "'origin'"),
             errors=None if errors is None else provenance.read(HeldOutErrors, errors, "'errors'"),
             best_stock=None if stock is None else provenance.read(StockSetting, stock, "'best_stock'"),
+            unseen=None if unseen is None else provenance.read(Unseen, unseen, "'unseen'"),
             loras=tuple(provenance.read(Lora, lora, "'loras'") for lora in loras or []),
+            credit=None if credit is None else provenance.read(Credit, credit, "'credit'"),
             unknown=facts,
             unknown_arrays={name: array for name, array in arrays.items() if name not in own},
         )
@@ -374,7 +391,11 @@ def check_features(requires: Any) -> None:
     Raises:
         DodeError: there is such a thing, or this is no list of names.
     """
-    if not isinstance(requires, list) or not all(isinstance(name, str) for name in requires):
+    if (
+        not isinstance(requires, list)
+        or len(requires) > _MOST_FEATURES
+        or not all(map(gate.is_name, requires))
+    ):
         raise DodeError("'requires' must be a list of names")
     if unknown := sorted(set(requires) - FEATURES):
         raise DodeError(

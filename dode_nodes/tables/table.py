@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ import numpy as np
 from torch import Tensor
 
 from ..errors import DodeError, TableError
-from . import gate, migration, safefile
+from . import gate, migration, publish, safefile
 from .gate import Facts
 from .names import SUFFIX
-from .row import LambdaRow, Match, check_features, same_arrays
+from .row import LambdaRow, Match, check_features, same_arrays, shown_hash
 
 FORMAT = "dode-lambda-table"
 VERSION = 2
 """Of the file's layout. docs/table-format.md describes it."""
+MAX_ROWS = 1_000
+_MOST_SHOWN = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,17 +35,21 @@ class LambdaTable:
         model: facts about the model (family, prediction type, channels, fingerprint, …).
         unknown: optional fields of a later version; kept, and saved again.
         unknown_arrays: the same, of numbers.
+        name: what its file is called, without the ending; for people. The file does not hold it.
     """
 
     rows: Sequence[LambdaRow]
     model: Facts = field(default_factory=dict)
     unknown: Facts = field(default_factory=dict)
     unknown_arrays: Mapping[str, np.ndarray] = field(default_factory=dict)
+    name: str = ""
 
     def __post_init__(self) -> None:
         rows = tuple(self.rows) if isinstance(self.rows, Sequence) else ()
         if not rows or not all(isinstance(row, LambdaRow) for row in rows):
             raise DodeError("a λ table needs a list of at least one LambdaRow")
+        if len(rows) > MAX_ROWS:
+            raise DodeError(f"a λ table has at most {MAX_ROWS} rows, not {len(rows)}")
         object.__setattr__(self, "rows", rows)
         object.__setattr__(self, "model", gate.checked(self.model, gate.MODEL, "model"))
         object.__setattr__(self, "unknown", gate.json_object(self.unknown, "unknown"))
@@ -57,7 +64,8 @@ class LambdaTable:
     __hash__ = None  # type: ignore[assignment]  # arrays inside
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return LambdaTable, (self.rows, dict(self.model), dict(self.unknown), dict(self.unknown_arrays))
+        whole = (self.rows, dict(self.model), dict(self.unknown), dict(self.unknown_arrays), self.name)
+        return LambdaTable, whole
 
     @property
     def sha256(self) -> str:
@@ -68,7 +76,8 @@ class LambdaTable:
         """The row for a schedule or a part of one.
 
         Where several rows fit, one whose whole schedule this is goes before one that has it as a part;
-        then the one with the smallest held-out error from that start is taken, among equals the first.
+        then the one with the smallest held-out error from that start is taken, among equals the first. Of a part,
+        a row's plain solver is taken where it was found to be nearer from that start.
 
         Args:
             sigmas: what is to be sampled, descending.
@@ -90,27 +99,68 @@ class LambdaTable:
         return Match(None, 0, f"{why}. The table has: {self.contents()}")
 
     def contents(self) -> str:
-        """The rows, in words."""
-        return "; ".join(row.label for row in self.rows)
+        """The rows, in words; of many, the first."""
+        labels = [row.label for row in self.rows[:_MOST_SHOWN]]
+        more = len(self.rows) - len(labels)
+        return "; ".join([*labels, f"and {more} more"] if more else labels)
+
+    @property
+    def called(self) -> str:
+        """What people are told of which table this is: its name, and what the numbers are known by."""
+        return " ".join(part for part in (self.name, shown_hash(self.sha256)) if part)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the table as ``.safetensors``, whole or not at all.
 
         Raises:
-            TableError: the name does not end so, the file exists (unless ``overwrite``), or it cannot
-                be written.
+            NameTaken: the file exists, and ``overwrite`` is false.
+            TableError: the name does not end so, or it cannot be written; says what to do.
         """
         path = Path(path)
         _check_suffix(path)
-        facts = dict(self.unknown) | {"model": dict(self.model), "rows": [row.to_json() for row in self.rows]}
-        tensors = dict(self.unknown_arrays) | {
-            f"rows.{i}.{name}": array
-            for i, row in enumerate(self.rows)
-            for name, array in row.arrays().items()
-        }
-        metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(facts)}
+        tensors = dict(self.unknown_arrays) | _named([row.arrays() for row in self.rows])
+        metadata = {"format": FORMAT, "version": str(VERSION), "table": json.dumps(self._facts())}
         safefile.write(path, tensors, metadata, overwrite=overwrite)
         return path
+
+    def _facts(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        rows = [row.to_json() for row in self.rows]
+        return dict(self.unknown) | {"model": dict(self.model), "rows": rows}
+
+    def to_json(self) -> dict[str, Any]:
+        """The table for a host that keeps JSON: what a file has, its arrays as nested lists.
+
+        Arrays that this version knows nothing about are left out.
+        """
+        arrays = _named([row.own_arrays for row in self.rows])
+        return {
+            "format": FORMAT,
+            "version": VERSION,
+            "table": self._facts(),
+            "arrays": {name: array.tolist() for name, array in arrays.items()},
+        }
+
+    @classmethod
+    def from_json(cls, facts: Any) -> LambdaTable:
+        """The inverse of ``to_json``. It may come from a stranger, as a file may: the same gate.
+
+        Raises:
+            TableError: saying what is wrong with it.
+        """
+        try:
+            if not isinstance(facts, Mapping) or facts.get("format") != FORMAT:
+                raise DodeError("it does not have the format of one")
+            whole = gate.json_object(facts, "the table")
+            arrays = whole.get("arrays")
+            if not isinstance(arrays, dict):
+                raise DodeError("it has no arrays")
+            numbers = {name: gate.numbers(array, name) for name, array in arrays.items()}
+            return cls._from_json(
+                _version({"version": str(whole.get("version"))}), whole.get("table"), numbers, ""
+            )
+        except DodeError as error:
+            raise TableError(f"the λ table: {error}") from error
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -120,7 +170,7 @@ class LambdaTable:
             TableError: as ``save`` would.
         """
         _check_suffix(path)
-        safefile.check_new(path)
+        publish.check_new(path)
 
     @classmethod
     def load(cls, path: str | Path) -> LambdaTable:
@@ -131,18 +181,40 @@ class LambdaTable:
         """
         path = Path(path)
         tensors, metadata = safefile.read(path)
-        if metadata.get("format") != FORMAT:
-            raise TableError(f"{path}: a safetensors file, but not a λ table")
-        facts = safefile.parse_json(metadata.get("table", ""), path)
         try:
-            return cls._from_json(_version(metadata), facts, tensors)
+            return cls._from_contents(tensors, metadata, path.stem)
         except DodeError as error:
             raise TableError(f"{path}: {error}") from error
 
     @classmethod
-    def _from_json(cls, version: int, facts: Any, tensors: Mapping[str, np.ndarray]) -> LambdaTable:
+    def from_bytes(cls, content: bytes) -> LambdaTable:
+        """Read a table from a file's bytes.
+
+        Raises:
+            TableError: saying what is wrong with them.
+        """
+        tensors, metadata = safefile.contents(io.BytesIO(content), len(content))
+        try:
+            return cls._from_contents(tensors, metadata, "")
+        except DodeError as error:
+            raise TableError(str(error)) from error
+
+    @classmethod
+    def _from_contents(
+        cls, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str], name: str
+    ) -> LambdaTable:
+        if metadata.get("format") != FORMAT:
+            raise DodeError("a safetensors file, but not a λ table")
+        return cls._from_json(_version(metadata), _facts(metadata.get("table", "")), tensors, name)
+
+    @classmethod
+    def _from_json(
+        cls, version: int, facts: Any, tensors: Mapping[str, np.ndarray], name: str
+    ) -> LambdaTable:
         if not isinstance(facts, dict) or not isinstance(facts.get("rows"), list):
             raise DodeError("its metadata has no rows")
+        if len(facts["rows"]) > MAX_ROWS:  # before any is made
+            raise DodeError(f"a λ table has at most {MAX_ROWS} rows, not {len(facts['rows'])}")
         check_features(facts.pop("requires", []))
         rows, model = facts.pop("rows"), facts.pop("model", {})
         arrays, others = _arrays_by_row(tensors, len(rows))
@@ -151,7 +223,20 @@ class LambdaTable:
             model=model,
             unknown=facts,
             unknown_arrays=others,
+            name=name,
         )
+
+
+def _named(arrays: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The rows' arrays as one set; the inverse of ``_arrays_by_row``."""
+    return {f"rows.{i}.{name}": array for i, of_row in enumerate(arrays) for name, array in of_row.items()}
+
+
+def _facts(text: str) -> Any:
+    try:
+        return safefile.parse_json(text)
+    except TableError as error:
+        raise TableError(f"its metadata is {error}") from error
 
 
 def _version(metadata: Mapping[str, str]) -> int:

@@ -103,7 +103,7 @@ class TestShow:
             ({"report": {"shrunk_to": 0}}, "set to 0"),
             ({"report": {"shrunk_to": 0.25}}, "shrunk to 0.25"),
             ({"report": {"undetermined": [1, 2]}}, "at evaluation 2, 3"),
-            ({"solver_options": {"max_order": 2}}, "max_order 2"),
+            ({"solver": "ipndm", "solver_options": {"max_order": 2}}, "max_order 2"),
             ({"form": "history", "weights": np.tril(np.full((3, 3), 0.5))}, "+0.5000 +0.5000 +0.5000"),
             ({"evaluations": (2, 0, 1)}, "euler, 3 steps"),
             ({"errors": HeldOutErrors(2, (0.0, None, None), 0.0)}, "D-ODE 0.00"),
@@ -144,7 +144,7 @@ class TestShow:
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
         hostile = "\x1b[2J\r\x07"
-        table = LambdaTable([row(settings={hostile: hostile})], model={"name": hostile})
+        table = LambdaTable([row(settings={hostile: hostile})], model={hostile: hostile})
         table.save(tmp_path / "table.safetensors")
         main(["show", str(tmp_path / "table.safetensors")])
         assert not set(hostile[:1] + "\r\x07") & set(capsys.readouterr().out)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from dode_nodes.errors import DodeError
+from dode_nodes.errors import DodeError, IneligibleSampler, NotFinite
+from dode_nodes.sampling import sample as sample_module
 from dode_nodes.sampling.probe import probe_student, solver_name
-from dode_nodes.sampling.sample import sample_dode
+from dode_nodes.sampling.sample import check_finite, sample_dode
 from dode_nodes.sampling.solvers import SOLVERS, sample_euler, sample_heun, sample_ipndm, use_host
 from dode_nodes.tables.row import LambdaRow
 from tests.oracles import two_peaks
@@ -224,7 +225,7 @@ def test_without_a_row_the_plain_solver_runs(solver):
 def test_without_a_step_x_comes_back(sigmas):
     x, model = latents(2), Counting()
     assert sample_dode(model, x, sigmas, row=row_of()) is x
-    assert model.evaluations == 0
+    assert not model.sigmas
 
 
 # --- Parts of a schedule ------------------------------------------------------------------------------
@@ -272,7 +273,7 @@ def test_schedule_that_the_row_does_not_serve_is_refused(sigmas, why):
     model = Counting()
     with pytest.raises(DodeError, match=why):
         sample(row_of(), latents(2), sigmas, model=model)
-    assert model.evaluations == 0
+    assert not model.sigmas
 
 
 def test_merged_steps_cannot_be_entered_in_the_middle():
@@ -304,14 +305,66 @@ def test_solver_that_would_take_other_steps_cannot_be_stopped_there(solver, stop
     model = Counting()
     with pytest.raises(DodeError, match=r"cannot stop at σ = .* it would take different steps"):
         sample(row, latents(2), sigmas[:stop], model=model, solver=solver)
-    assert model.evaluations == 0
+    assert not model.sigmas
 
 
 def test_row_of_another_number_of_evaluations_is_noticed():
     """A table that was tampered with: Heun with one evaluation a step."""
     row = LambdaRow("heun", karras(3).numpy(), (1, 1, 1), np.zeros(3))
-    with pytest.raises(DodeError, match="evaluates the network more than 3 times"):
+    with pytest.raises(
+        DodeError, match="'heun' asks the network 5 times over this schedule, but heun, 3 steps"
+    ):
         sample(row, latents(2))
+
+
+def test_a_row_is_probed_once_for_its_numbers_and_its_sampler(monkeypatch):
+    """Before the network is asked: a file may name a sampler that no row can be of."""
+    probed = []
+
+    def counted(run, sigmas, **given):
+        probed.append((run, given["options"]))
+        return probe_student(run, sigmas, **given)
+
+    monkeypatch.setattr(sample_module, "probe_student", counted)
+    monkeypatch.setattr(sample_module, "_passed", set())
+    row, same = (row_of("ipndm", np.arange(6) / 7, settings={"n": n}) for n in range(2))
+    other = row_of("ipndm", np.arange(6) / 7, solver_options={"max_order": 2})
+    for each in (row, row, same, other, other):
+        sample(each, latents(2))
+    assert probed == [(sample_ipndm, {}), (sample_ipndm, {"max_order": 2})]
+
+    model = Counting(two_peaks)
+    for options in ({"max_order": 0}, {"max_order": -3}, {"max_order": 0.5}):
+        with pytest.raises(IneligibleSampler, match="ipndm"):
+            sample_dode(
+                model, latents(2), karras(6), row=row_of("ipndm", np.zeros(6), solver_options=options)
+            )
+    assert not model.sigmas
+
+
+def test_a_stochastic_sampler_is_refused_whatever_a_file_says():
+    def stochastic(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for sigma in sigmas[:-1]:
+            x = x + torch.randn_like(x) + model(x, sigma * x.new_ones(len(x)))
+        return x
+
+    use_host({"euler": stochastic}.get)
+    try:
+        with pytest.raises(IneligibleSampler, match="is stochastic"):
+            sample(row_of(), latents(2))
+    finally:
+        use_host(None)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_latent_that_is_not_finite_names_the_row(bad):
+    row = row_of()
+    with pytest.raises(
+        NotFinite, match=r"from euler, 6 steps \(6 evaluations, noise\). If the stock sampler"
+    ):
+        sample_dode(lambda x, sigma: x * bad, latents(2), row.sigmas, row=row, disable=True)
+    with pytest.raises(NotFinite, match=r"from the λ table 'mine 0123' with euler, 6 steps"):
+        check_finite(latents(1) * bad, row, "mine 0123")
 
 
 # --- A sampler's manners ------------------------------------------------------------------------------
@@ -446,6 +499,8 @@ def test_unknown_solver_is_refused():
 
 def test_hosts_solver_of_the_name_is_used():
     def hosts(model, x, sigmas, **kwargs):
+        for sigma in sigmas[:-1]:
+            x = x + 0 * model(x, sigma * x.new_ones(len(x)))
         return x + 1
 
     use_host({"euler": hosts}.get)

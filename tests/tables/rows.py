@@ -12,12 +12,20 @@ from hypothesis.extra import numpy as np_st
 from safetensors.numpy import save_file
 
 from dode_nodes.tables.free_outputs import NONE, FreeOutputs, GaussianPrior
-from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
+from dode_nodes.tables.provenance import (
+    Credit,
+    Distances,
+    HeldOutErrors,
+    Lora,
+    Origin,
+    StockSetting,
+    Unseen,
+)
 from dode_nodes.tables.row import LambdaRow
 from dode_nodes.tables.table import LambdaTable
 
 SIGMAS = (8.0, 4.0, 2.0, 0.0)
-BEGAN = {"solver": "dpmpp_2m", "solver_options": {"a": 1}, "sigmas": [8.0, 5.0, 1.0, 0.0]}
+BEGAN = {"solver": "ipndm", "solver_options": {"max_order": 2}, "sigmas": [8.0, 5.0, 1.0, 0.0]}
 """What a refinement of a row over SIGMAS may have begun with."""
 
 
@@ -42,7 +50,13 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 numbers = finite | st.integers(-(2**62), 2**62)
 maybe = st.none() | numbers
 counts = st.integers(0, 2**63)
-names = st.text("abcλ σ_.,$^()0", min_size=1, max_size=8)
+names = st.text("abcλ σ_.,()0", max_size=8).map(lambda name: "n" + name)
+lines = st.text(st.characters(exclude_categories=["C", "Zl", "Zp"]), max_size=20)
+weights_ = st.floats(-100, 100) | st.floats(-1e-300, 1e-300)
+solvers = st.sampled_from(
+    [("euler", {}), ("ipndm", {"max_order": 2}), ("lms", {"order": 3}), ("gradient_estimation", {"ge_gamma": -0.5}),
+     ("<mine>", {"λ": 999.5, "n": -3}), ("of another pack", {})]
+)  # fmt: skip
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | finite | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -80,7 +94,7 @@ settings_ = objects(
     host=names,
 )
 models = objects(
-    name=st.text(),
+    name=lines,
     kind=names,
     family=names,
     prediction_type=names,
@@ -117,12 +131,17 @@ reports = objects(
 stock_settings = st.builds(
     StockSetting, names, names, st.floats(0, 1e9), st.integers(1, 99), discard_penultimate=st.booleans()
 )
-loras = st.builds(Lora, st.text("0123456789abcdef", min_size=64, max_size=64), numbers, st.text(max_size=9))
+distances_ = st.builds(Distances, *[st.floats(0, 1e9)] * 4)
+unseen_ = st.builds(Unseen, st.integers(1, 99), distances_, distances_, st.floats(0, 1))
+credits_ = st.builds(
+    Credit, lines.map(lambda line: "a" + line), lines, lines, st.sampled_from(["", "2026-01-31"])
+)
+loras = st.builds(Lora, st.text("0123456789abcdef", min_size=64, max_size=64), numbers, lines)
 
 
 def descending(steps):
     """A schedule of so many steps."""
-    inner = st.lists(st.floats(1e-3, 1e3), min_size=steps, max_size=steps, unique=True)
+    inner = st.lists(st.floats(2**-10, 2**10, width=32), min_size=steps, max_size=steps, unique=True)
     return inner.map(lambda sigmas: np.array([*sorted(sigmas, reverse=True), 0.0]))
 
 
@@ -155,7 +174,8 @@ def rows(draw):
         shape = (draw(st.integers(1, 4)), n, free.columns + n)
     else:
         shape = (n,) if form == "lambda" else (n, n)
-    weights = draw(np_st.arrays("f8", shape, elements=finite))
+    weights = draw(np_st.arrays("f8", shape, elements=weights_))
+    weights /= max(1, np.prod(shape[:-2]) * shape[-1] / 10)
     origin = Origin(draw(st.sampled_from(["distilled", "refined", "plain"])))
     if free.first or draw(st.booleans()):
         began = draw(descending(steps - free.first))
@@ -163,23 +183,26 @@ def rows(draw):
             sigmas[0] = began[0] = max(sigmas[0], began[0])
         began[0] = sigmas[0] if steps == 1 or sigmas[0] > began[1] else began[0]
         if began[0] == sigmas[0]:
-            origin = Origin(origin.kind, draw(names), draw(unknown_objects), began)
+            origin = Origin(origin.kind, *draw(solvers), began)
     measured = st.lists(st.none() | st.floats(0, 1e9), min_size=steps, max_size=steps)
+    solver, options = draw(solvers)
     return LambdaRow(
-        solver=draw(names),
+        solver=solver,
         sigmas=sigmas,
         evaluations=tuple(evaluations),
         weights=np.tril(weights, free.columns) if form == "history" else weights,
         prediction=prediction,
         form=form,
         free=free,
-        solver_options=draw(st.dictionaries(st.text(), json_values, max_size=4)),
+        solver_options=options,
         origin=origin,
         errors=draw(
             st.none() | st.builds(HeldOutErrors, st.integers(1, 99), measured, st.none() | st.floats(0, 1e9))
         ),
         best_stock=draw(st.none() | stock_settings),
+        unseen=draw(st.none() | unseen_),
         loras=draw(st.lists(loras, max_size=2)),
+        credit=draw(st.none() | credits_),
         settings=draw(settings_),
         report=draw(reports),
         unknown=draw(unknown_objects),

@@ -65,6 +65,12 @@ def test_names(name):
         "a'b",
         "`a`",
         "a\\b",
+        "$\\frac{1}{2}$",
+        "a$b$",
+        "a{b",
+        " a",
+        "\u202egnp.exe",
+        "a\u200bb",
         3,
         None,
         ["euler"],
@@ -74,10 +80,31 @@ def test_no_names(name):
     assert not gate.is_name(name)
 
 
-def test_texts_are_short():
-    assert gate.is_text("<any> words\n" * 100)
-    assert not gate.is_text("x" * 10_001)
-    assert not gate.is_text(3)
+def test_texts_are_short_and_steer_nothing():
+    for text in ("<any> words\n" * 100, "", "日本 שלום \N{ZERO WIDTH JOINER}", "\N{GRINNING FACE}"):
+        assert gate.is_text(text)
+    steering = [
+        chr(7),
+        "\x1b[2J",
+        "\r",
+        "\t",
+        "\x85",
+        "\u200e",
+        "\u2028",
+        "\u202e",
+        "\u2066",
+        "\ud83d",
+        "\ufeff",
+    ]
+    for text in ("x" * 10_001, 3, None, *steering):
+        assert not gate.is_text(text)
+        assert not gate.is_line(text)
+
+
+def test_a_line_is_a_short_text():
+    assert gate.is_line("x" * 200)
+    assert not gate.is_line("x" * 201)
+    assert not gate.is_line("two\nlines")
 
 
 NAMES = (["euler"], [["x"], 3, None, "", "a<b", "x" * 101])
@@ -91,7 +118,7 @@ KNOWN = {
         "steps": ([1, 6], [0, -1, "6", 1.5, None]),
         "scheduler": NAMES,
         "schedule": NAMES,
-        "latent_shape": ([[], [4, 8, 8]], [[4, "8"], [4, 8.0], [4, 0], "4", 4, None, [1] * 1001]),
+        "latent_shape": ([[], [4, 8, 8]], [[4, "8"], [4, 8.0], [4, 0], "4", 4, None, [1] * 9, [2**20]]),
         "dtype": NAMES,
         "latents": COUNTS,
         "groups": COUNTS,
@@ -99,9 +126,13 @@ KNOWN = {
         "teacher": (["heun", "<mine>"], [["x"], 3, None, "<img src=x>"]),
         "scale": ([1, 40], [0, -1, "10", 1.5, None]),
         "host": NAMES,
+        "host_version": NAMES,
+        "package_version": NAMES,
+        "cfg_range": ([[0, 0], [1.5, 7]], [[7, 1], [1], [1, 2, 3], [-1, 2], ["1", 2], 3, None]),
     },
     "MODEL": {
-        "name": (["", "my <model>"], [3, None, ["x"], "x" * 10_001]),
+        "name": (["", "my <model>"], [3, None, ["x"], "x" * 201, "\u202e", "a\nb"]),
+        "autov2": (["0123456789"], ["012345678", "012345678G", "0123456789a", 123, None]),
         "kind": NAMES,
         "family": NAMES,
         "prediction_type": NAMES,

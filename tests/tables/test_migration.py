@@ -175,7 +175,7 @@ def test_a_row_that_was_not_checked_has_no_errors(report):
 @pytest.mark.parametrize("kept", ["Jacobian 2", "iPNDM-3"])
 def test_what_a_refinement_kept_is_refined(kept):
     row = version_1(refined={"kept": kept, "from": BEGAN | {"kind": "plain"}, "stages": []})
-    assert (row.is_refined, row.plain.solver) == (True, "dpmpp_2m")
+    assert (row.is_refined, row.plain.solver) == (True, "ipndm")
     unknown = version_1(refined={"kept": kept})
     assert (unknown.is_refined, unknown.plain.solver) == (True, "euler")
 

@@ -168,7 +168,7 @@ def test_only_rows_of_the_solver():
 
 def test_a_refined_row_is_found_by_the_solver_it_began_with_on_the_sigmas_it_has():
     row = refined_row()
-    assert LambdaTable([row]).match(SIGMAS, "dpmpp_2m").row is row
+    assert LambdaTable([row]).match(SIGMAS, "ipndm").row is row
     assert LambdaTable([row]).match(BEGAN["sigmas"]).row is None
 
 

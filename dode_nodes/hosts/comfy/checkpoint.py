@@ -16,10 +16,11 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...fit.pipeline import Recipe
+from ...fit.progress import Reporter
 from ...sampling.solvers import use_host
 from .guiders import Conditioning, cfg_guider
 from .host_samplers import host_names, host_sampler
-from .job import Distillation, Reporter, Request, schedule, schedules_of
+from .job import Distillation, Request, schedule, schedules_of
 from .model_facts import is_flow
 
 _SIZE = (512, 512)

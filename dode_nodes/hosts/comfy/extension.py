@@ -8,13 +8,15 @@ import sys
 from comfy_api.latest import ComfyExtension, io
 
 from ...sampling.solvers import use_host
-from . import table_files
+from . import pins, table_files
 from .host_samplers import host_names, host_sampler
 from .nodes.compare import CompareSamplers
 from .nodes.demo_model import DemoModel
 from .nodes.distill_lambdas import DistillLambdas
-from .nodes.load_and_inspect import InspectLambdas, LoadLambdas
+from .nodes.distill_options import DistillOptions
+from .nodes.load_and_inspect import ImportLambdas, InspectLambdas, LoadLambdas
 from .nodes.sample_with_table import ApplyLambdas, DodeKSampler, DodeSampler, DodeSigmas
+from .nodes.save_lambdas import SaveLambdas
 
 
 def _print_anything() -> None:
@@ -27,6 +29,13 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def _note_on_prompt() -> None:
+    """Let what nodes have noted be written into workflows; without a server there are none."""
+    server = getattr(getattr(sys.modules.get("server"), "PromptServer", None), "instance", None)
+    if server is not None and pins.on_prompt not in server.on_prompt_handlers:
+        server.add_on_prompt_handler(pins.on_prompt)
+
+
 class DodeExtension(ComfyExtension):
     """The pack. Made when ComfyUI calls the entry point: only then is anything of ComfyUI's added to."""
 
@@ -34,12 +43,16 @@ class DodeExtension(ComfyExtension):
         _print_anything()
         table_files.register_folder()
         use_host(host_sampler, host_names)
+        _note_on_prompt()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """The nodes; their ids are permanent."""
         return [
             DistillLambdas,
+            DistillOptions,
             LoadLambdas,
+            ImportLambdas,
+            SaveLambdas,
             InspectLambdas,
             DodeSampler,
             DodeSigmas,

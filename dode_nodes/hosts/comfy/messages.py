@@ -6,6 +6,8 @@ import logging
 import sys
 from collections.abc import Iterable
 
+from ...tables.describe import printable
+
 _AS_TEXT = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
 """ComfyUI's front-end shows progress text as HTML, and a table's words may be a stranger's."""
 
@@ -15,12 +17,12 @@ def show_text(node_id: str | None, text: str) -> None:
     module = sys.modules.get("server")  # not loaded where ComfyUI is used as a library
     server = getattr(getattr(module, "PromptServer", None), "instance", None)
     if server is not None and node_id is not None:
-        server.send_progress_text(text.translate(_AS_TEXT), node_id)
+        server.send_progress_text(printable(text).translate(_AS_TEXT), node_id)
 
 
 def remark(node_id: str | None, remarks: Iterable[str]) -> None:
     """Warn in the log, and show the remarks on the node as one line."""
-    text = "; ".join(remarks)
+    text = printable("; ".join(remarks))
     if text:
         logging.warning("D-ODE: %s", text)
         show_text(node_id, text)

@@ -13,6 +13,7 @@ from ...tables import old_fingerprint
 from ...tables.families import family_of
 from ...tables.fingerprint import fingerprint, same_checkpoint
 from ...tables.gate import Facts
+from ...tables.model_check import check_facts
 from .attached import attached_names
 from .weights import as_in_any_format, network_weights
 
@@ -23,7 +24,6 @@ _CACHES = {
     "kv_attn_input": "Flux KV Cache",
 }
 """What remembers earlier steps: by the names that nodes give it, and as people know it."""
-_SIGMA_RTOL = 0.01
 
 
 def model_facts(model: ModelPatcher) -> dict[str, Any]:
@@ -91,45 +91,11 @@ def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
         DodeError: another family, prediction type or number of channels.
     """
     mine = model_facts(model)
-    if "family" in theirs:
-        theirs = dict(theirs) | {"family": family_of(theirs["family"])}
-    for key, words in (
-        ("family", "family"),
-        ("prediction_type", "prediction type"),
-        ("channels", "number of channels"),
-    ):
-        if theirs.get(key) not in (None, mine[key]):
-            raise DodeError(
-                f"this λ table was made for another kind of model: its {words} is '{theirs[key]}', "
-                f"this model's is '{mine[key]}'. Distil a table for this model"
-            )
-    remarks = []
-    same = _is_same(theirs.get("fingerprint", {}), model, mine)
-    if same is False:
-        remarks.append(
-            "the λ table was made for another checkpoint of this family; distil a table for this model"
-        )
-    elif same is None and theirs.get("fingerprint"):
-        remarks.append("could not check whether the λ table was made for this checkpoint")
-    elif theirs.get("patches") not in (None, mine["patches"]):
-        remarks.append("the λ table was made with different LoRAs or patches on this model")
-    if theirs.get("shift") is not None and theirs["shift"] != mine["shift"]:
-        remarks.append(f"the λ table was made at shift {theirs['shift']:g}, this model has {mine['shift']:g}")
-    elif not _same_range(theirs, mine):
-        remarks.append(
-            f"the λ table was made for σ from {theirs['sigma_max']:g} to {theirs['sigma_min']:g}, this model's "
-            f"go from {mine['sigma_max']:g} to {mine['sigma_min']:g}"
-        )
-    return remarks
+    return check_facts(theirs, mine, is_same(theirs.get("fingerprint", {}), model, mine))
 
 
-def _is_same(fingerprint: Facts, model: ModelPatcher, mine: Facts) -> bool | None:
+def is_same(fingerprint: Facts, model: ModelPatcher, mine: Facts) -> bool | None:
+    """Whether a table's fingerprint is this model's; None where that cannot be told."""
     if old_fingerprint.is_old(fingerprint):
         return old_fingerprint.is_of(fingerprint, network_weights(model))
     return same_checkpoint(fingerprint, mine["fingerprint"])
-
-
-def _same_range(theirs: Facts, mine: Facts) -> bool:
-    """Hosts compute the ends in ways of their own. Where the terminal SNR is 0, σ begins at hundreds of times more."""
-    ends = [(theirs.get(end), mine[end]) for end in ("sigma_min", "sigma_max")]
-    return any(end is None for end, _ in ends) or all(abs(a - b) <= _SIGMA_RTOL * b for a, b in ends)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -109,14 +109,20 @@ def part_sampler(
     denoise: float,
     solver: str | None,
     node_id: str | None,
+    notes: Sequence[str] = (),
+    cfg: float | None = None,
 ) -> tuple[Part, comfy.samplers.KSAMPLER]:
     """The part of a row that serves these settings, chosen once, and the SAMPLER that runs it.
+
+    Args:
+        notes: what is to be said with the remarks.
+        cfg: the guidance.
 
     Raises:
         DodeError: the table has no such row or is for another kind of model, or the row's sampler is not here.
     """
-    remarks = check_model(table.model, model)
-    part = part_for_steps(table, steps, denoise, solver)
+    remarks = [*notes, *check_model(table.model, model)]
+    part = part_for_steps(table, steps, denoise, solver, cfg)
     check_solver_is_here(part.row, table)
     remarks += denoise_remarks(part, denoise)
     return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id, table.called)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import tempfile
-from itertools import chain, count
+from collections.abc import Iterator
+from itertools import count
 from pathlib import Path
 
 import folder_paths
@@ -12,8 +13,9 @@ import yaml
 from comfy.cli_args import args
 
 from ...errors import TableError
-from ...tables import safefile
+from ...tables import publish
 from ...tables.names import SUFFIX, parts_of
+from ...tables.row import shown_hash
 from ...tables.table import LambdaTable
 
 FOLDER = "lambdas"
@@ -54,23 +56,23 @@ def stamp(name: str) -> str:
     return f"{status.st_mtime_ns} {status.st_size}"
 
 
-def free_path(name: str, ending: str = "") -> Path:
-    """Where a new table of this name will be saved; a taken name gets _00001. Writability is tried.
+def place_for(name: str, ending: str = "") -> Path:
+    """Where tables of this name are saved, without what a file's name has after it. Writability is tried.
 
     Args:
         name: as the user gave it, with or without .safetensors, with / for folders.
-        ending: of the file's name, put after it.
+        ending: put after it.
 
     Raises:
         TableError: it is no name for a table, or the folder cannot be written.
     """
-    path = _untaken(save_folder().joinpath(*parts_of(name)), ending)
-    _try_writing(path.parent)
-    return path
+    stem = save_folder().joinpath(*parts_of(name))
+    _try_writing(stem.parent)
+    return stem.with_name(stem.name + ending)
 
 
-def save(table: LambdaTable, path: Path) -> Path:
-    """Save a table that has cost work: under the name that was free, else under another, else in another folder.
+def save(table: LambdaTable, stem: Path) -> Path:
+    """Save a table that has cost work: in the place that was found for it, else in another folder.
 
     Returns:
         Where it is.
@@ -78,23 +80,21 @@ def save(table: LambdaTable, path: Path) -> Path:
     Raises:
         TableError: it can be saved nowhere.
     """
-    places = [path, _untaken(path.with_suffix(""))]
-    places += [_untaken(folder / path.stem) for folder in _folders_of_last_resort()]
     failures = []
-    for place in places:
+    for folder in dict.fromkeys([stem.parent, *_folders_of_last_resort()]):
         try:
-            safefile.try_writing(place.parent)
-            return table.save(place)
+            publish.try_writing(folder)
+            return publish.first_free(_names(folder / stem.name, table), table.save)
         except (TableError, OSError) as error:
             failures.append(str(error))
     raise TableError(f"the table could not be saved: {failures[0]}")
 
 
-def _untaken(stem: Path, ending: str = "") -> Path:
-    """A file name that is free: NAME, NAME_00001, …, as ComfyUI numbers pictures."""
-    names = chain([""], (f"_{number:05}" for number in count(1)))
-    paths = (stem.with_name(f"{stem.name}{ending}{number}{SUFFIX}") for number in names)
-    return next(path for path in paths if not path.exists())
+def _names(stem: Path, table: LambdaTable) -> Iterator[Path]:
+    """NAME-1a2b3c4d, with digits of the numbers that are in it; NAME-1a2b3c4d_00001, …, as ComfyUI numbers pictures."""
+    named = f"{stem.name}-{shown_hash(table.sha256)}"
+    yield stem.with_name(f"{named}{SUFFIX}")
+    yield from (stem.with_name(f"{named}_{number:05}{SUFFIX}") for number in count(1))
 
 
 def _folders_of_last_resort() -> list[Path]:
@@ -139,7 +139,7 @@ def _default_folder() -> Path | None:
 
 def _try_writing(folder: Path) -> None:
     try:
-        safefile.try_writing(folder)
+        publish.try_writing(folder)
     except OSError as error:
         raise TableError(
             f"create the folder {_models_folder()}, or allow ComfyUI to write to {folder}: "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -72,6 +74,19 @@ class NodeCalls:
             self.pack.CompareSamplers, model=model, positive=self.inputs.positive, negative=self.inputs.negative,
             cfg=CFG, latent=self.inputs.latent, table=table, **settings,
         )  # fmt: skip
+
+
+def saved_as(name: str, folder: Path) -> Path:
+    """The one file that a table was saved as under this name: its digits are those of its numbers."""
+    (path,) = folder.glob(f"{name}-????????.safetensors")
+    assert path.stem.endswith(LambdaTable.load(path).sha256[:8])
+    return path
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, as it was called by who saved it: without digits and ending."""
+    names = [str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()]
+    return sorted(re.sub(r"-[0-9a-f]{8}(_\d{5})?\.safetensors$", r"\1", name) for name in names)
 
 
 def rms(a: torch.Tensor, b: torch.Tensor) -> float:

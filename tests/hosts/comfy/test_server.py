@@ -15,6 +15,7 @@ from PIL import Image
 
 from dode_nodes import LambdaRow, LambdaTable, sample_dode
 from dode_nodes.demo.models import load_demo_model
+from tests.hosts.comfy.node_calls import saved_as
 from tests.import_comfyui import REPOSITORY
 from tests.server import PACK, ComfyServer, errors_of
 from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
@@ -22,8 +23,8 @@ from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
 pytestmark = pytest.mark.comfyui
 
 NODES = {
-    "DODE_DistillLambdas", "DODE_LoadLambdas", "DODE_InspectLambdas", "DODE_Sampler", "DODE_Sigmas",
-    "DODE_KSampler", "DODE_ApplyLambdas", "DODE_Compare", "DODE_DemoModel",
+    "DODE_DistillLambdas", "DODE_LoadLambdas", "DODE_ImportLambdas", "DODE_SaveLambdas", "DODE_InspectLambdas",
+    "DODE_Sampler", "DODE_Sigmas", "DODE_KSampler", "DODE_ApplyLambdas", "DODE_Compare", "DODE_DemoModel",
 }  # fmt: skip
 
 
@@ -156,12 +157,13 @@ def test_latents_equal_the_librarys_own(server):
 def test_a_distilled_table_is_saved_offered_and_sampled_with(server):
     before = tables_in(server)
     succeeded(server.run(distil_prompt(save_name="mine/four")))
-    assert tables_in(server) - before == {"mine/four.safetensors"}
-    table = LambdaTable.load(server.pack / "lambdas" / "mine" / "four.safetensors")
+    (name,) = tables_in(server) - before
+    assert server.pack / "lambdas" / name == saved_as("four", server.pack / "lambdas" / "mine")
+    table = LambdaTable.load(server.pack / "lambdas" / name)
     assert [row.label for row in table.rows] == ["euler, 4 steps (4 evaluations, noise)"]
     offered = server.get("/object_info/DODE_LoadLambdas")["DODE_LoadLambdas"]["input"]["required"]["name"]
-    assert "mine/four.safetensors" in offered[1]["options"]
-    succeeded(server.run(sample_prompt("mine/four.safetensors")))
+    assert name in offered[1]["options"]
+    succeeded(server.run(sample_prompt(name)))
 
 
 def test_a_guider_is_distilled_and_its_table_sampled_with(server):
@@ -172,9 +174,10 @@ def test_a_guider_is_distilled_and_its_table_sampled_with(server):
         del inputs[name]
     inputs["guider"] = ["guider", 0]
     succeeded(server.run(prompt))
-    (row,) = LambdaTable.load(server.pack / "lambdas" / "guided.safetensors").rows
+    path = saved_as("guided", server.pack / "lambdas")
+    (row,) = LambdaTable.load(path).rows
     assert row.settings["cfg"] == 1.0
-    succeeded(server.run(sample_prompt("guided.safetensors", cfg=1.0)))
+    succeeded(server.run(sample_prompt(path.name, cfg=1.0)))
 
 
 def test_a_refined_table_is_saved_and_sampled_with(server):
@@ -183,9 +186,10 @@ def test_a_refined_table_is_saved_and_sampled_with(server):
     cost = re.search(r"D-ODE: at most \d+ evaluations: .* refining", server.log[logged:])
     assert cost is not None
     assert "D-ODE teacher" not in server.log[logged:][: cost.start()]
-    table = LambdaTable.load(server.pack / "lambdas" / "refined.safetensors")
+    path = saved_as("refined", server.pack / "lambdas")
+    table = LambdaTable.load(path)
     assert [row.is_refined for row in table.rows] == [False, True]
-    succeeded(server.run(sample_prompt("refined.safetensors")))
+    succeeded(server.run(sample_prompt(path.name)))
 
 
 def test_cancel_in_the_refinement_keeps_what_was_found(server):
@@ -195,8 +199,9 @@ def test_cancel_in_the_refinement_keeps_what_was_found(server):
     server.post("/interrupt", {})
     result = server.result(cancelled, 20)
     assert "execution_interrupted" in [kind for kind, _ in result["status"]["messages"]]
-    assert tables_in(server) - before == {"stopped-partial.safetensors"}
-    succeeded(server.run(sample_prompt("stopped-partial.safetensors", steps=8)))
+    path = saved_as("stopped-partial", server.pack / "lambdas")
+    assert tables_in(server) - before == {path.name}
+    succeeded(server.run(sample_prompt(path.name, steps=8)))
 
 
 def test_distils_again_only_when_an_input_changed(server):
@@ -209,13 +214,55 @@ def test_distils_again_only_when_an_input_changed(server):
     assert "distil" in cached(distil_prompt(save_name="again"))
     assert tables_in(server) == before
     assert "distil" not in cached(distil_prompt(save_name="again", seed=1))
-    assert tables_in(server) - before == {"again_00001.safetensors"}
+    (name,) = tables_in(server) - before
+    assert re.fullmatch(r"again-[0-9a-f]{8}\.safetensors", name)
+
+
+def auto_prompt(prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Sample the demo model without a table and save a picture; with the workflow as a front end would send it."""
+    prompt = sample_prompt("none")
+    for name in ("table", "save"):
+        del prompt[name]
+    del prompt["sample"]["inputs"]["table"]
+    prompt["decode"] = {"class_type": "VAEDecode", "inputs": {"samples": ["sample", 0], "vae": ["demo", 3]}}
+    prompt["picture"] = {
+        "class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": prefix},
+    }  # fmt: skip
+    values = [5, "fixed", 4, 2.0, 1.0, "any", True, ""]
+    workflow = {"nodes": [{"id": "sample", "type": "DODE_KSampler", "widgets_values": values}]}
+    return prompt, {"extra_pnginfo": {"workflow": workflow}}
+
+
+def test_a_pictures_workflow_is_pinned_to_its_table_after_a_fresh_and_a_cached_run(server, object_info):
+    """So whoever has the picture knows which file to ask for."""
+    demo, pins = object_info["DODE_DemoModel"]["output"], []
+    for prefix in ("fresh", "cached"):
+        prompt, extra = auto_prompt(prefix)
+        prompt["decode"]["inputs"]["vae"][1] = demo.index("VAE")
+        status, reply = server.post("/prompt", {"prompt": prompt, "extra_data": extra})
+        assert status == 200, reply
+        result = server.result(reply["prompt_id"])
+        outputs = succeeded(result)
+        cached = next(
+            each["nodes"] for kind, each in result["status"]["messages"] if kind == "execution_cached"
+        )
+        assert ("sample" in cached) == (prefix == "cached")
+        (picture,) = outputs["picture"]["images"][:1]
+        workflow = json.loads(Image.open(io.BytesIO(server.picture(picture))).text["workflow"])
+        (node,) = workflow["nodes"]
+        pins.append(node["widgets_values"][-1])
+        assert node["properties"]["dode_table"] == pins[-1]
+    assert pins[0] == pins[1]
+    name, digits = pins[0].rsplit(" ", 1)
+    (path,) = (server.pack / "lambdas").rglob(f"{name}.safetensors")
+    assert LambdaTable.load(path).sha256.startswith(digits)
+    assert len(digits) == 16
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
     [
-        (distil_prompt(steps="many"), "steps must be one number or several"),
+        (distil_prompt(steps="many"), "steps must be numbers such as"),
         (distil_prompt(save_name="../outside"), "give the table another name"),
         (distil_prompt(latents=2, positive_2=["demo", 1], positive_3=["demo", 1]), "need at least 3 latents"),
         (sample_prompt("demo_eps.safetensors", "flow"), "made for another kind of model"),
@@ -245,4 +292,4 @@ def test_cancel_leaves_nothing_behind(server):
     assert "execution_interrupted" in [kind for kind, _ in result["status"]["messages"]]
     assert tables_in(server) == before
     succeeded(server.run(distil_prompt(save_name="after")))
-    assert tables_in(server) - before == {"after.safetensors"}
+    assert tables_in(server) - before == {saved_as("after", server.pack / "lambdas").name}

@@ -14,7 +14,7 @@ from ....fit.memory import BatchLimit
 from ....tables.choice import part_for_steps
 from ....tables.picture_grid import comparison_figure
 from ....tables.table import LambdaTable
-from ..guiders import Conditioning, Guider, guiders_for
+from ..guiders import Conditioning, Guider, guidance_scale, guiders_for
 from ..messages import remark
 from ..model_facts import check_model, is_flow
 from ..pictures import draw
@@ -123,7 +123,7 @@ class CompareSamplers(io.ComfyNode):
         model = guider.model_patcher
         check_empty(model, latent)
         remark(node_id, check_model(table.model, model))
-        row = part_for_steps(table, steps, solver=filtered_solver(solver)).row
+        row = part_for_steps(table, steps, solver=filtered_solver(solver), cfg=guidance_scale(guider)).row
         check_solver_is_here(row, table)
         if seed == row.settings.get("seed"):
             why = "λ was distilled on this one, so it looks better here than it is"

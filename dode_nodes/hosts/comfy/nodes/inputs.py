@@ -9,12 +9,37 @@ from ..host_samplers import student_names
 CATEGORY = "sampling/D-ODE"
 ANY = "any"
 """In the solver filter: rows of every solver."""
+PRESET = "preset"
 Table = io.Custom("LAMBDA_TABLE")
 
 
-def table_input() -> io.Input:
-    """The λ table socket."""
-    return Table.Input("table", tooltip="The λ table, from Load λ table or Distill λ.")
+def table_input(*, optional: bool = False) -> io.Input:
+    """The λ table socket; ``optional`` where a node can choose one."""
+    chosen = " If none is connected, the node chooses one of yours for this model." if optional else ""
+    return Table.Input(
+        "table", optional=optional, tooltip=f"The λ table, from Load λ table or Distill λ.{chosen}"
+    )
+
+
+def auto_inputs() -> list[io.Input]:
+    """How a table is chosen. The last widgets: a saved graph holds values by their place."""
+    return [
+        io.Boolean.Input(
+            "family_match",
+            default=True,
+            optional=True,
+            tooltip="When the node chooses a table: whether one of another checkpoint of the same family "
+            "will do.",
+        ),
+        io.String.Input(
+            PRESET,
+            default="",
+            optional=True,
+            tooltip="The table this graph is pinned to: name and 16 digits. Empty: the node chooses anew. "
+            "It is filled in for you in the workflow that is saved with a picture, so that it makes the "
+            "same picture again.",
+        ),
+    ]
 
 
 def solver_filter() -> io.Input:

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ....tables.choice import part_for_steps, rows_of
 from ....tables.table import LambdaTable
+from .. import auto_table, pins
 from ..guiders import Conditioning
 from ..messages import remark
 from ..model_facts import check_model
@@ -20,6 +21,8 @@ from ..run_row import apply_to_model, part_sampler, row_for_sigmas, row_sampler
 from ..usage import denoise_remarks
 from .inputs import (
     CATEGORY,
+    PRESET,
+    auto_inputs,
     cfg_input,
     conditioning_inputs,
     filtered_solver,
@@ -37,6 +40,12 @@ def _steps_input() -> io.Input:
         max=1000,
         tooltip="Number of steps. The table must have a row with that many.",
     )
+
+
+def _stamp(inputs: dict[str, Any]) -> str:
+    """Of the tables that a node may choose from; nothing where it is given one. What is linked is None "
+    "here, not absent."""
+    return "" if "table" in inputs or inputs.get(PRESET) else auto_table.stamp()
 
 
 def _denoise_input() -> io.Input:
@@ -77,6 +86,7 @@ class DodeSampler(io.ComfyNode):
             choose=lambda sigmas: row_for_sigmas(table, sigmas, wanted),
             check=lambda model: check_model(table.model, model),
             node_id=cls.hidden.unique_id,
+            called=table.called,
         )
         return io.NodeOutput(sampler)
 
@@ -119,7 +129,8 @@ class DodeKSampler(io.ComfyNode):
             node_id="DODE_KSampler",
             display_name="KSampler (D-ODE)",
             category=CATEGORY,
-            description="A KSampler that uses a λ table in place of sampler and scheduler.",
+            description="A KSampler that uses a λ table in place of sampler and scheduler. Without a "
+            "table it chooses one of yours for this model.",
             inputs=[
                 io.Model.Input("model", tooltip="The model the table was made for."),
                 seed_input("Seed of the noise."),
@@ -130,12 +141,18 @@ class DodeKSampler(io.ComfyNode):
                     "latent_image", tooltip="The latent to denoise: an empty one, or a picture for img2img."
                 ),
                 _denoise_input(),
-                table_input(),
+                table_input(optional=True),
                 solver_filter(),
+                *auto_inputs(),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The denoised latent.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """Choose again when there are other tables."""
+        return _stamp(inputs)
 
     @classmethod
     def execute(
@@ -148,13 +165,21 @@ class DodeKSampler(io.ComfyNode):
         negative: Conditioning,
         latent_image: dict[str, Any],
         denoise: float,
-        table: LambdaTable,
         solver: str,
+        table: LambdaTable | None = None,
+        family_match: bool = True,
+        preset: str = "",
     ) -> io.NodeOutput:
         """Sample as KSampler does."""
-        part, sampler = part_sampler(
-            table, model, steps, denoise, filtered_solver(solver), cls.hidden.unique_id
-        )
+        wanted, notes = filtered_solver(solver), []
+        if table is None:
+            table, why = auto_table.choose(
+                model, preset=preset, family_match=family_match, steps=steps, solver=wanted, cfg=cfg,
+                latent=latent_image,
+            )  # fmt: skip
+            notes = [why]
+            pins.note(cls, table, widget=PRESET)
+        part, sampler = part_sampler(table, model, steps, denoise, wanted, cls.hidden.unique_id, notes, cfg)
         samples = fitting_latent(model, latent_image)
         result = comfy.sample.sample_custom(
             model,
@@ -187,17 +212,34 @@ class ApplyLambdas(io.ComfyNode):
             "and σ match a row. If they do not, it samples as usual, and this node says why.",
             inputs=[
                 io.Model.Input("model", tooltip="The model the table was made for."),
-                table_input(),
+                table_input(optional=True),
                 solver_filter(),
+                *auto_inputs(),
             ],
             outputs=[io.Model.Output("patched", display_name="model", tooltip="The model with λ.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
-    def execute(cls, model: ModelPatcher, table: LambdaTable, solver: str) -> io.NodeOutput:
+    def fingerprint_inputs(cls, **inputs: Any) -> str:
+        """Choose again when there are other tables."""
+        return _stamp(inputs)
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        solver: str,
+        table: LambdaTable | None = None,
+        family_match: bool = True,
+        preset: str = "",
+    ) -> io.NodeOutput:
         """Patch a clone of the model."""
-        wanted = filtered_solver(solver)
+        wanted, notes = filtered_solver(solver), []
+        if table is None:
+            table, why = auto_table.choose(model, preset=preset, family_match=family_match, solver=wanted)
+            notes = [why]
+            pins.note(cls, table, widget=PRESET)
         rows_of(table, wanted)
-        remark(cls.hidden.unique_id, check_model(table.model, model))
+        remark(cls.hidden.unique_id, [*notes, *check_model(table.model, model)])
         return io.NodeOutput(apply_to_model(model, table, wanted, cls.hidden.unique_id))

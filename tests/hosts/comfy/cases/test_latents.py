@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tests.hosts.comfy.cases.pack import Pack
 from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms
+from tests.hosts.comfy.node_calls import names_in, saved_as
 
 pytestmark = pytest.mark.comfyui
 
@@ -198,7 +199,7 @@ def with_memory_for(subject: Subject, latents: int) -> Subject:
 SMALL = {"latents": 8, "steps": "4", "scale": 3}
 
 
-def test_distilling_goes_on_in_halves(dode, said):
+def test_distilling_goes_on_in_halves(dode, said, tables):
     whole = dode.distil(dode.demo(side=4), save_name="whole", **SMALL)
     assert not said()
     subject = with_memory_for(dode.demo(side=4), 3)
@@ -208,8 +209,8 @@ def test_distilling_goes_on_in_halves(dode, said):
     for name in ("teacher", "d-ode", "stock"):
         assert rms(halved[name]["samples"], whole[name]["samples"]) < 1e-5
     assert said() == (
-        "D-ODE: saved as halved.safetensors; memory ran out: latents were evaluated 2 at a time. Set micro_batch to 2 "
-        "next time"
+        f"D-ODE: saved as {saved_as('halved', tables).name}; memory ran out: latents were evaluated 2 at a time. "
+        "Set micro_batch to 2 next time"
     )
 
 
@@ -242,7 +243,7 @@ def test_rows_found_before_memory_ran_out_are_kept(dode, tables):
     subject.model.model._apply_model = fills_up
     with pytest.raises(dode.library.DodeError, match="make the latent smaller"):
         dode.distil(subject, **SMALL | {"steps": "2, 3", "latents": 2, "scale": 1})
-    assert [path.name for path in tables.iterdir()] == ["table-partial.safetensors"]
+    assert names_in(tables) == ["table-partial"]
 
 
 # --- pictures that cannot be made
@@ -297,7 +298,7 @@ def broken_matplotlib(request: pytest.FixtureRequest, tmp_path: Path, monkeypatc
 def test_a_broken_matplotlib_costs_distill_its_picture_only(dode_with_pictures, tables):
     dode = dode_with_pictures
     made = dode.distil(dode.demo(), steps="2", scale=2, latents=2)
-    assert dode.library.LambdaTable.load(tables / "table.safetensors") == made["table"]
+    assert dode.library.LambdaTable.load(saved_as("table", tables)) == made["table"]
     assert made["report"].ndim == 4
     assert "euler" in made["summary"]
 

@@ -11,6 +11,7 @@ import torch
 
 from tests.hosts.comfy.cases.pack import Pack
 from tests.hosts.comfy.cases.subjects import FRAMES, Subject, ksampler, video
+from tests.hosts.comfy.node_calls import saved_as
 
 pytestmark = pytest.mark.comfyui
 
@@ -93,7 +94,7 @@ def test_a_model_that_cannot_be_looked_at_costs_no_rows(dode, tables):
     except dode.library.DodeError:
         assert not subject.calls
     else:
-        assert dode.library.LambdaTable.load(tables / "table.safetensors").rows
+        assert dode.library.LambdaTable.load(saved_as("table", tables)).rows
 
 
 def test_the_model_is_looked_at_before_the_first_evaluation(dode, tables):
@@ -108,7 +109,7 @@ def test_the_model_is_looked_at_before_the_first_evaluation(dode, tables):
     subject.model.model._apply_model = evaluate_and_forget
     table = dode.distil(subject)["table"]
     dode.ksampler(dode.demo(side=4), table)
-    assert dode.library.LambdaTable.load(tables / "table.safetensors") == table
+    assert dode.library.LambdaTable.load(saved_as("table", tables)) == table
 
 
 # --- one checkpoint in several number formats

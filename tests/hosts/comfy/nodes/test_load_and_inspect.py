@@ -54,7 +54,7 @@ def test_the_demo_models_tables_come_with_the_pack(dode):
 
 
 def test_a_table_is_shown_as_a_picture_and_in_words(dode, drawn):
-    picture, text = dode.run(dode.pack.InspectLambdas, table=small_table())
+    picture, text, _ = dode.run(dode.pack.InspectLambdas, table=small_table())
     assert len(drawn) == 1
     assert picture.std() > 0.01
     assert "euler, 2 steps (2 evaluations, noise)" in text
@@ -63,7 +63,7 @@ def test_a_table_is_shown_as_a_picture_and_in_words(dode, drawn):
 
 def test_without_matplotlib_words_take_the_pictures_place(dode, drawn, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    picture, text = dode.run(dode.pack.InspectLambdas, table=small_table())
+    picture, text, _ = dode.run(dode.pack.InspectLambdas, table=small_table())
     assert drawn == []
     assert picture.shape == (1, 64, 640, 3)
     assert picture.std() > 0.01

@@ -77,7 +77,7 @@ def test_img2img_runs_the_last_steps_of_the_row(make_model, dode, on_the_node):
         half = dode.ksampler(model, judged, filled(), denoise=0.5)
         assert torch.equal(half, plain) == (stock_error == 0)
         assert rms(half, plain) < 1
-        assert sum("the stock sampler euler runs: from this start" in line for line in on_the_node) == shown
+        assert sum("the stock sampler euler runs: here it is nearer" in line for line in on_the_node) == shown
     assert torch.equal(dode.ksampler(model, table, filled(), denoise=0.0), filled()["samples"])
 
 

@@ -1,0 +1,370 @@
+"""Files and codes that an enemy might make: mutated by their structure, so that many get past the first checks.
+
+python -m tests.fuzzing bytes --count 1000000         # the reading of files
+python -m tests.fuzzing codes --count 1000000         # the reading of codes
+python -m tests.fuzzing import --count 10000          # import by the command line, and merging
+python -m tests.fuzzing bytes --atheris -runs=1000000 # guided by coverage; pip install -e ".[fuzz]"
+
+It counts what was accepted and refused, how many inputs came to the checks of a row, the slowest, and every error that is
+no ``TableError``. The exit status is 1 if there was one, if an input took more than a second, or a file lies outside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import math
+import random
+import struct
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dode_nodes.cli.commands import main as command_line
+from dode_nodes.errors import DodeError, TableError
+from dode_nodes.tables import code, edit
+from dode_nodes.tables.row import LambdaRow
+from dode_nodes.tables.table import LambdaTable
+from tests.tables.rows import refined_row, row_of
+
+FILES = Path(__file__).parent / "tables" / "files"
+ODD: list[Any] = [
+    None, True, False, 0, -1, 1, 2, 255, 256, 257, 1.5, -0.0, 1e-320, 1e300, 65504, 65505, 2**63, 2**64, 10**400, "", "x",
+    "euler", "ipndm", "<mine>", "<img src=x onerror=alert(1)>", "$\\frac{1}{2}$", "\u202egnp", "\x1b[2J", "a" * 101,
+    "lambda", "history", "bands", "afs", "x_T", "gaussian-denoiser", "noise", "data",
+    [], [0], [1, 1, 1], ["x"], {}, {"a": {}},
+    math.inf, "0" * 64, "2026-01-31", "refined", "plain",
+]  # fmt: skip
+NUMBERS = [
+    0.0,
+    -0.0,
+    1.0,
+    -1.0,
+    0.5,
+    1e-300,
+    1e300,
+    1000.0,
+    1000.1,
+    65504.0,
+    65505.0,
+    math.nan,
+    math.inf,
+    -math.inf,
+    8.0,
+]
+DTYPES = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X"]
+SECONDS = 1.0
+
+
+def seeds() -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
+    """Valid tables of all kinds: their JSON and arrays."""
+    tables = [
+        LambdaTable.load(path) for path in sorted(FILES.glob("*.safetensors")) if "ends" not in path.stem
+    ]
+    tables += [LambdaTable([row_of(error=0.1), refined_row()], {"family": "sdxl", "channels": 4})]
+    return [
+        (
+            {"model": dict(table.model), "rows": [row.to_json() for row in table.rows]},
+            {
+                f"rows.{i}.{name}": array
+                for i, row in enumerate(table.rows)
+                for name, array in row.arrays().items()
+            },
+        )
+        for table in tables
+    ]
+
+
+class Mutator:
+    """Makes inputs of valid tables. The same seed makes the same inputs."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)  # noqa: S311
+        self._seeds = seeds()
+
+    def file(self) -> bytes:
+        """The bytes of a file; most are well-formed up to the checks of what is in it."""
+        facts, arrays = self._mutated()
+        version = self._random.choice(["2"] * 8 + ["1", "3"])
+        content = _file_of(facts, arrays, version, self._entry if self._often(0.1) else None)
+        return self._flipped(content) if self._often(0.2) else content
+
+    def code(self) -> str:
+        """A code, most of them with a sum that is right."""
+        facts, arrays = self._random.choice(self._seeds)
+        one = self._random.randrange(len(facts["rows"]))
+        own = {
+            name.split(".", 2)[2]: array for name, array in arrays.items() if name.startswith(f"rows.{one}.")
+        }
+        row = LambdaRow.from_json(dict(facts["rows"][one]), own)
+        payload = code._packed(LambdaTable([row], facts["model"]), [])[1 : -code._SUM_BYTES]
+        length = int.from_bytes(payload[:2], "little")
+        short, numbers = json.loads(payload[2 : 2 + length]), payload[2 + length :]
+        if self._often(0.8):
+            self._change(short, self._random.randint(1, 3))
+        if self._often(0.3):
+            numbers = self._flipped(numbers)
+        text = json.dumps(short).encode()
+        payload = b"\1" + (len(text) % 2**16).to_bytes(2, "little") + text + numbers
+        sealed = code._MARK + code._base62(payload + code._sum(payload))
+        if self._often(0.1):
+            at = self._random.randrange(len(sealed))
+            sealed = sealed[:at] + self._random.choice("0zλ \n-") + sealed[at + self._random.randint(0, 2) :]
+        return sealed
+
+    def mutated_bytes(self, content: bytes) -> bytes:
+        """A change of any bytes, for atheris: by their structure if they have one."""
+        return self._flipped(content) if content and self._often(0.5) else self.file()
+
+    def _often(self, share: float) -> bool:
+        return self._random.random() < share
+
+    def _mutated(self) -> tuple[Any, dict[str, np.ndarray]]:
+        facts, arrays = self._random.choice(self._seeds)
+        facts, arrays = json.loads(json.dumps(facts)), dict(arrays)
+        if self._often(0.7):
+            self._change(facts, self._random.randint(1, 3))
+        for _ in range(self._random.randint(0, 2)):
+            name = self._random.choice(list(arrays))
+            arrays[name] = self._array(arrays[name])
+        return facts, arrays
+
+    def _change(self, value: Any, times: int) -> None:
+        """Replace, remove or copy values anywhere in JSON."""
+        for _ in range(times):
+            place = value
+            while True:
+                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
+                if not keys:
+                    break
+                key = self._random.choice(keys)
+                if isinstance(place[key], (dict, list)) and place[key] and self._often(0.8):
+                    place = place[key]
+                    continue
+                if self._often(0.15):
+                    del place[key]
+                elif isinstance(place, dict) and self._often(0.1):
+                    place[self._random.choice(["x", "requires", "loras", "credit", "errors", "\u202e"])] = (
+                        self._odd()
+                    )
+                else:
+                    place[key] = self._odd()
+                break
+
+    def _odd(self) -> Any:
+        return json.loads(json.dumps(self._random.choice(ODD)))
+
+    def _array(self, array: np.ndarray) -> np.ndarray:
+        array = np.array(array)
+        kind = self._random.randrange(6)
+        if kind < 3 and array.size:
+            array = array.astype("f8")
+            array.flat[self._random.randrange(array.size)] = self._random.choice(NUMBERS)
+        elif kind == 3:
+            array = (
+                array[..., : self._random.randint(0, max(1, array.shape[-1] if array.ndim else 1))]
+                if array.ndim
+                else array
+            )
+        elif kind == 4:
+            with np.errstate(all="ignore"):
+                array = array.astype(self._random.choice(["f4", "i8", "u1", "bool", "f2"]))
+        else:
+            array = array.reshape(self._random.choice([(-1,), (1, -1), (-1, 1), (1, 1, -1)]))
+        return array
+
+    def _entry(self, entry: dict[str, Any]) -> dict[str, Any]:
+        name = self._random.choice(list(entry))
+        odd = {
+            "dtype": DTYPES,
+            "shape": [[], [0], [2**40], [-1], "x", [1.5]],
+            "data_offsets": [[0], [0, 8], [8, 0], "x"],
+        }
+        return entry | {name: self._random.choice(odd[name])}
+
+    def _flipped(self, content: bytes) -> bytes:
+        changed = bytearray(content)
+        for _ in range(self._random.randint(1, 4)):
+            at = self._random.randrange(len(changed)) if changed else 0
+            kind = self._random.randrange(4)
+            if kind == 0:
+                changed[at : at + self._random.randint(0, 9)] = b""
+            elif kind == 1:
+                changed[at:at] = self._random.randbytes(self._random.randint(1, 9))
+            elif changed:
+                changed[at] = self._random.randrange(256)
+        return bytes(changed)
+
+
+def _file_of(
+    facts: Any,
+    arrays: dict[str, np.ndarray],
+    version: str,
+    odd: Callable[[dict[str, Any]], dict[str, Any]] | None,
+) -> bytes:
+    """A safetensors file, written without looking at what is in it."""
+    names = {
+        "float64": "F64",
+        "float32": "F32",
+        "float16": "F16",
+        "int64": "I64",
+        "uint8": "U8",
+        "bool": "BOOL",
+    }
+    header: dict[str, Any] = {
+        "__metadata__": {"format": "dode-lambda-table", "version": version, "table": json.dumps(facts)}
+    }
+    body = b""
+    for name, array in arrays.items():
+        content = np.ascontiguousarray(array).tobytes()
+        ends = [len(body), len(body) + len(content)]
+        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape), "data_offsets": ends}
+        body += content
+    if odd is not None and arrays:
+        name = next(iter(arrays))
+        header[name] = odd(header[name])
+    text = json.dumps(header).encode(errors="surrogatepass")
+    return struct.pack("<Q", len(text)) + text + body
+
+
+class Watch:
+    """Counts what comes of inputs."""
+
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.slowest = 0.0
+        self.failures: list[str] = []
+        self._rows = 0
+
+    @contextlib.contextmanager
+    def on_rows(self) -> Any:
+        """Notice inputs that come to the checks of a row."""
+        read = LambdaRow.from_json.__func__
+
+        def counted(cls: type[LambdaRow], facts: Any, arrays: Any) -> LambdaRow:
+            self._rows += 1
+            return read(cls, facts, arrays)
+
+        LambdaRow.from_json = classmethod(counted)
+        try:
+            yield
+        finally:
+            LambdaRow.from_json = classmethod(read)
+
+    def __call__(self, take: Callable[[Any], object], given: Any) -> None:
+        """Let ``take`` have an input."""
+        before, began = self._rows, time.process_time()
+        try:
+            take(given)
+            self.counts["accepted"] += 1
+        except TableError:
+            self.counts["refused"] += 1
+        except Exception:
+            self.counts["foreign errors"] += 1
+            self.failures.append(f"{given!r:.3000}\n{traceback.format_exc()}")
+        self.counts["inputs"] += 1
+        self.counts["came to a row"] += self._rows > before
+        seconds = time.process_time() - began
+        self.counts[f"longer than {SECONDS:g} s"] += seconds > SECONDS
+        self.slowest = max(self.slowest, seconds)
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing went wrong."""
+        return not self.failures and not self.counts[f"longer than {SECONDS:g} s"]
+
+    def __str__(self) -> str:
+        share = self.counts["came to a row"] / max(1, self.counts["inputs"])
+        told = ", ".join(f"{name} {count}" for name, count in sorted(self.counts.items()))
+        return f"{told}; {share:.0%} came to a row; slowest {self.slowest:.3f} s"
+
+
+def import_and_merge(folder: Path) -> Callable[[bytes], None]:
+    """Import a file by the command line, and merge it with another."""
+    source, target = folder / "source", folder / "lambdas"
+    source.mkdir()
+    other = LambdaTable([row_of()])
+
+    def take(content: bytes) -> None:
+        path = source / "../source/a b.safetensors"
+        path.write_bytes(content)
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            status = command_line(["import", str(path), "--to", str(target)])
+        if status == 2:
+            raise TableError("refused")
+        assert status == 0
+        with contextlib.suppress(DodeError):
+            edit.signed(edit.merged([LambdaTable.load(path), other]), {"author": "me"}, over=False)
+        for imported in target.iterdir():
+            LambdaTable.load(imported)
+            imported.unlink()
+
+    return take
+
+
+def main() -> int:
+    """Run what the command line asks for."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=("bytes", "codes", "import"))
+    parser.add_argument("--count", type=int, default=10_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--atheris", action="store_true", help="guided by coverage; further options are libFuzzer's"
+    )
+    options, others = parser.parse_known_args()
+    if options.atheris:
+        return _guided(options.what, options.seed, others)
+    mutator, watch = Mutator(options.seed), Watch()
+    with tempfile.TemporaryDirectory() as folder, watch.on_rows():
+        take: Callable[[Any], object] = LambdaTable.from_bytes
+        make: Callable[[], Any] = mutator.file
+        if options.what == "codes":
+            take, make = code.from_code, mutator.code
+        elif options.what == "import":
+            take = import_and_merge(Path(folder))
+        for _ in range(options.count):
+            watch(take, make())
+        outside = sorted(
+            str(path) for path in Path(folder).iterdir() if path.name not in ("source", "lambdas")
+        )
+    print(f"{options.what}, seed {options.seed}: {watch}; files outside: {len(outside)}")
+    for failure in watch.failures[:5]:
+        print(failure, file=sys.stderr)
+    return 0 if watch.is_clean and not outside else 1
+
+
+def _guided(what: str, seed: int, arguments: list[str]) -> int:
+    import atheris
+
+    mutator = Mutator(seed)
+
+    def one(content: bytes) -> None:
+        with contextlib.suppress(TableError):
+            if what == "codes":
+                code.from_code(content.decode(errors="replace"))
+            else:
+                LambdaTable.from_bytes(content)
+
+    def mutate(content: bytes, most: int, seed: int) -> bytes:
+        made = mutator.code().encode() if what == "codes" else mutator.mutated_bytes(content)
+        return made[:most]
+
+    atheris.instrument_all()
+    atheris.Setup([sys.argv[0], "-max_len=65536", *arguments], one, custom_mutator=mutate)
+    atheris.Fuzz()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,308 @@
+"""Which table is taken for a model: by what it is for, never by what it claims; and at what cost."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dode_nodes.errors import DodeError
+from dode_nodes.tables import auto, safefile
+from dode_nodes.tables.auto import Wanted, choose, pin_of, pinned
+from dode_nodes.tables.fingerprint import fingerprint
+from dode_nodes.tables.provenance import HeldOutErrors
+from dode_nodes.tables.shelf import Shelf
+from dode_nodes.tables.table import LambdaTable
+from dode_nodes.tables.trust import Trust
+from tests.tables.rows import row_of
+
+
+def marks(seed: int, dtype: torch.dtype = torch.float32) -> dict:
+    generator = torch.Generator().manual_seed(seed)
+    return fingerprint([torch.randn(64, 32, generator=generator).to(dtype) for _ in range(60)])
+
+
+MODEL = {"family": "sdxl", "prediction_type": "eps", "channels": 4, "shift": None, "sigma_min": 0.03, "sigma_max": 14.6,
+         "fingerprint": marks(0), "patches": {"weights": 0, "strengths": []}}  # fmt: skip
+SETTINGS = {"cfg": 7.0, "latent_shape": [4, 128, 128], "steps": 3}
+
+
+class Folder:
+    """A shelf over one folder, and who is trusted."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path / "lambdas"
+        self.path.mkdir()
+        self.shelf = Shelf(lambda: [self.path])
+        self.trust = Trust(path / "trusted.txt")
+        self._number = 0
+
+    def put(self, name, model=(), *, trusted=True, settings=(), **facts) -> LambdaTable:
+        """A table of a row of its own numbers."""
+        self._number += 1
+        weights = np.full(3, self._number / 100)
+        row = row_of(**({"weights": weights, "settings": SETTINGS | dict(settings)} | facts))
+        table = LambdaTable([row], MODEL | dict(model), name=name)
+        table.save(self.path / f"{name}.safetensors")
+        if trusted:
+            self.trust.add(table)
+        return table
+
+    def choose(self, **wanted) -> auto.Chosen:
+        given = {"model": MODEL, "steps": 3, "cfg": 7.0, "size": (128, 128)} | wanted
+        return choose(self.shelf, self.trust, Wanted(**given))
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return Folder(tmp_path)
+
+
+# --- What is chosen -----------------------------------------------------------------------------------
+
+
+def test_a_table_of_this_checkpoint_is_taken_and_said(folder):
+    folder.put("a-other", {"fingerprint": marks(1)})
+    mine = folder.put("z-mine")
+    chosen = folder.choose()
+    assert chosen.table == mine
+    assert chosen.why == f"λ table z-mine {mine.sha256[:8]}: made for this checkpoint"
+
+
+@pytest.mark.parametrize(
+    "model",
+    [{"family": "sd15"}, {"prediction_type": "v"}, {"channels": 16}, {"sigma_max": 80.0}, {"sigma_min": 0.002}],
+    ids=str,
+)  # fmt: skip
+def test_other_kinds_of_models_are_never_taken(folder, model):
+    folder.put("other", model)
+    with pytest.raises(DodeError, match="there is none for models of the family sdxl"):
+        folder.choose()
+
+
+def test_a_table_that_does_not_say_its_family_is_not_taken_unasked(folder):
+    table = LambdaTable([row_of(settings=SETTINGS)], {"name": "any"})
+    table.save(folder.path / "any.safetensors")
+    folder.trust.add(table)
+    with pytest.raises(DodeError, match="there is none"):
+        folder.choose()
+
+
+def test_a_match_of_the_family_is_named_as_such_and_can_be_switched_off(folder):
+    folder.put("other", {"fingerprint": marks(1), "name": "dream.safetensors"})
+    why = folder.choose().why
+    assert why.endswith("only a family match, made for another checkpoint of sdxl (dream.safetensors)")
+    with pytest.raises(DodeError, match="there is none for this checkpoint in your lambdas folders"):
+        folder.choose(family=False)
+    unknown = folder.put("a-unknown", {"fingerprint": {}})
+    assert folder.choose().table == unknown
+    assert "made for perhaps another checkpoint" in folder.choose().why
+
+
+BETTER = {
+    "the checkpoint": ({"model": {"fingerprint": marks(1)}}, {"settings": {"cfg": 1.0}}),
+    "another number format": (
+        {"model": {"fingerprint": marks(1)}}, {"model": {"fingerprint": marks(0, torch.float16)}},
+    ),
+    "patches": ({"model": {"patches": {"weights": 9, "strengths": [1.0]}}}, {"settings": {"cfg": 1.0}}),
+    "shift": ({"model": {"shift": 3.0}}, {"settings": {"cfg": 1.0}}),
+    "cfg": ({"settings": {"cfg": 4.0}}, {"settings": {"latent_shape": [4, 32, 32]}}),
+    "a range of cfg": ({"settings": {"cfg": 5.0}}, {"settings": {"cfg": 2.0, "cfg_range": [2.0, 8.0]}}),
+    "size": ({"settings": {"latent_shape": [4, 32, 32]}}, {"settings": {"latent_shape": [4, 120, 130]}}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("worse", "better"), BETTER.values(), ids=BETTER)
+def test_what_counts_in_this_order(folder, worse, better):
+    model = MODEL | {"shift": 1.0}
+    worse, better = ({"model": {"shift": 1.0} | dict(each.get("model", {})), **{
+        name: value for name, value in each.items() if name != "model"
+    }} for each in (worse, better))  # fmt: skip
+    folder.put("a", **worse)
+    best = folder.put("z", **better)
+    assert folder.choose(model=model).table == best
+
+
+def test_stated_errors_never_count(folder):
+    honest = folder.put("a-honest", errors=HeldOutErrors(4, (0.5, None, None)))
+    folder.put("b-boasting", errors=HeldOutErrors(4, (0.0, None, None)))
+    assert folder.choose().table == honest
+    boasting = folder.path / "b-boasting.safetensors"
+    content = boasting.read_bytes()
+    forged = content.replace(b"[0.0, null", b"[-01, null").replace(b'\\"latents\\": 4', b'\\"latents\\": 9')
+    assert forged != content
+    boasting.write_bytes(forged)
+    assert folder.choose().table == honest
+
+
+def test_steps_and_solver_must_be_there(folder):
+    other = folder.put("other")
+    with pytest.raises(
+        DodeError, match=rf"distil a table with 7 steps, or choose steps .*: other {other.sha256[:8]} has"
+    ):
+        folder.choose(steps=7)
+    with pytest.raises(DodeError, match="with 3 steps for heun"):
+        folder.choose(solver="heun")
+    five = folder.put("five", settings={"steps": 5, "cfg": 1.0})
+    assert folder.choose(steps=5).table == five
+    assert folder.choose(steps=None, cfg=None, size=None).table == five  # by name, among equals
+
+
+# --- Trust --------------------------------------------------------------------------------------------
+
+
+def test_a_strangers_table_is_taken_once_it_was_picked(folder):
+    table = folder.put("stranger", trusted=False)
+    with pytest.raises(DodeError, match="pick the λ table stranger once in Load λ table to allow it"):
+        folder.choose()
+    with pytest.raises(DodeError, match="pick the λ table stranger once"):
+        pinned(folder.shelf, folder.trust, pin_of(table))
+    folder.trust.add(table)
+    assert folder.choose().table == table
+    assert Trust(folder.path.parent / "trusted.txt").__contains__(table.sha256)
+    other = folder.put("other numbers", trusted=False)
+    os.replace(folder.path / "other numbers.safetensors", folder.path / "stranger.safetensors")
+    assert other.sha256 not in folder.trust
+    with pytest.raises(DodeError, match="pick the λ table stranger once"):
+        folder.choose()
+
+
+def test_shipped_tables_are_trusted(tmp_path):
+    table = LambdaTable([row_of()])
+    assert table.sha256 in Trust(tmp_path / "none", frozenset({table.sha256}))
+    assert table.sha256 not in Trust(tmp_path / "none")
+
+
+def test_what_cannot_be_noted_is_no_failure(tmp_path, caplog):
+    (tmp_path / "file").touch()
+    trust = Trust(tmp_path / "file" / "trusted.txt")
+    trust.add(LambdaTable([row_of()]))
+    assert "cannot note" in caplog.text
+
+
+@pytest.mark.parametrize("content", [b"\xff\x00garbage\n", b"0" * 5_000_000, b"ABC\n\n"])
+def test_an_odd_file_trusts_nobody(tmp_path, content):
+    (tmp_path / "t").write_bytes(content)
+    trust = Trust(tmp_path / "t")
+    table = LambdaTable([row_of()])
+    assert table.sha256 not in trust
+    trust.add(table)
+
+
+# --- Pins ---------------------------------------------------------------------------------------------
+
+
+def test_a_pinned_graph_gets_its_table_whatever_else_comes(folder):
+    old = folder.put("mine", settings={"cfg": 1.0})
+    pin = pin_of(old)
+    assert pin == f"mine {old.sha256[:16]}"
+    better = folder.put("a-better")
+    assert folder.choose().table == better
+    assert pinned(folder.shelf, folder.trust, pin).table == old
+    os.replace(folder.path / "mine.safetensors", folder.path / "renamed.safetensors")
+    chosen = pinned(folder.shelf, folder.trust, pin)
+    assert chosen.table == old
+    assert chosen.why == f"λ table renamed {old.sha256[:8]}: this graph is pinned to it"
+    (folder.path / "renamed.safetensors").unlink()
+    with pytest.raises(
+        DodeError, match=rf"pinned to the λ table '{pin}', which is not in your lambdas folders"
+    ):
+        pinned(folder.shelf, folder.trust, pin)
+
+
+@pytest.mark.parametrize("pin", ["", "mine", "mine 123", "mine " + "g" * 16, "<img>" * 1000])
+def test_what_is_no_pin_is_refused(folder, pin):
+    with pytest.raises(DodeError, match="clear 'preset'"):
+        pinned(folder.shelf, folder.trust, pin)
+
+
+# --- Cost ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """The files that are opened."""
+    paths = []
+    opens = safefile._opened
+    monkeypatch.setattr(safefile, "_opened", lambda path: paths.append(Path(path)) or opens(path))
+    return paths
+
+
+def test_changed_new_and_removed_files_are_noticed_and_no_other_is_opened(folder, opened):
+    first = folder.put("b")
+    folder.put("other", {"family": "flux"})
+    stamp = folder.shelf.stamp
+    assert not opened
+    assert folder.choose().table == first
+    assert {path.stem for path in opened} == {"b", "other"}
+    opened.clear()
+    assert folder.shelf.stamp == stamp
+    assert folder.choose().table == first
+    assert folder.choose(cfg=3.0).table == first
+    assert not opened
+
+    new = folder.put("a")
+    assert folder.shelf.stamp != stamp
+    assert folder.choose().table == new
+    assert {path.stem for path in opened} == {"a"}
+    changed = replace(new, rows=[row_of(weights=np.ones(3), settings=SETTINGS)])
+    changed.save(folder.path / "a.safetensors", overwrite=True)
+    folder.trust.add(changed)
+    assert folder.choose().table == changed
+    (folder.path / "a.safetensors").unlink()
+    opened.clear()
+    assert folder.choose().table == first
+    assert not opened
+
+
+def test_files_that_are_no_tables_are_passed_over(folder):
+    mine = folder.put("mine")
+    for name, content in (("bad", b"bad"), ("empty", b""), ("lora", b"\x02\0\0\0\0\0\0\0{}")):
+        (folder.path / f"{name}.safetensors").write_bytes(content)
+    os.mkfifo(folder.path / "pipe.safetensors")
+    (folder.path / "loop").symlink_to(folder.path)
+    assert folder.choose().table == mine
+
+
+def test_folders_below_are_looked_through(folder):
+    mine = folder.put("mine")
+    below = folder.path / "sdxl" / "fast"
+    below.mkdir(parents=True)
+    os.replace(folder.path / "mine.safetensors", below / "mine.safetensors")
+    assert folder.choose().table == mine
+
+
+def test_two_thousand_files_cost_little_more_than_reading_them(folder, opened):
+    families = ["sd15", "flux", "wan", "sdxl", "qwen-image"]
+    content = {}
+    for family in families:
+        table = folder.put(family, {"family": family, "fingerprint": marks(1)})
+        content[family] = (folder.path / f"{family}.safetensors").read_bytes()
+        folder.trust.add(table)
+    for i in range(2000 - len(families)):
+        (folder.path / f"{i}.safetensors").write_bytes(content[families[i % 5]])
+    mine = folder.put("mine")
+    reading = min(_seconds_of_reading(folder.path) for _ in range(2))
+    opened.clear()
+    began = time.process_time()
+    assert folder.choose().table == mine
+    first = time.process_time() - began
+    assert first <= 5 * reading + 0.2, (first, reading)  # three times, where nothing else runs on the machine
+    assert len(opened) <= 2001 + 12
+    opened.clear()
+    began = time.process_time()
+    assert folder.choose(cfg=6.5).table == mine
+    assert time.process_time() - began <= reading + 0.2
+    assert not opened
+
+
+def _seconds_of_reading(folder: Path) -> float:
+    began = time.process_time()
+    for path in folder.iterdir():
+        path.read_bytes()
+    return time.process_time() - began
