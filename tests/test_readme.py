@@ -17,7 +17,7 @@ README = REPOSITORY / "README.md"
 PAGES = [README, REPOSITORY / "CHANGELOG.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
 MOST_BYTES = 9_000
 COMMANDS = (
-    'pip install -c constraints.txt -e ".[test]" && python -m pytest -n 2 --dist loadfile',
+    'pip install -c constraints.txt -e ".[test]" && python -m pytest -n 2 --dist loadfile --no-loadscope-reorder',
     'pip install torch==2.13.0 && pip install -c constraints.txt -e ".[demo]" && python -m dode_nodes demo',
 )
 

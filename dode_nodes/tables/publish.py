@@ -15,6 +15,7 @@ import tempfile
 import time
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import TypeVar
@@ -175,9 +176,10 @@ def _remove(part: Path) -> None:
 def _remove_stale_parts(folder: Path) -> None:
     """What processes left that were killed."""
     before = time.time() - _STALE_SECONDS
-    for name in os.listdir(folder):
-        if _PART.fullmatch(name) and os.lstat(folder / name).st_mtime < before:
-            _remove(folder / name)
+    for name in filter(_PART.fullmatch, os.listdir(folder)):
+        with suppress(FileNotFoundError):  # another process has just finished it
+            if os.lstat(folder / name).st_mtime < before:
+                _remove(folder / name)
 
 
 def _sync_folder(folder: Path) -> None:

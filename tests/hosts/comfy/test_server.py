@@ -23,7 +23,8 @@ from tests.workflows import NAMES, change, changes_for, read_example, to_prompt
 pytestmark = pytest.mark.comfyui
 
 NODES = {
-    "DODE_DistillLambdas", "DODE_LoadLambdas", "DODE_ImportLambdas", "DODE_SaveLambdas", "DODE_InspectLambdas",
+    "DODE_DistillLambdas", "DODE_DistillOptions", "DODE_LoadLambdas", "DODE_ImportLambdas", "DODE_SaveLambdas",
+    "DODE_InspectLambdas",
     "DODE_Sampler", "DODE_Sigmas", "DODE_KSampler", "DODE_ApplyLambdas", "DODE_Compare", "DODE_DemoModel",
 }  # fmt: skip
 
