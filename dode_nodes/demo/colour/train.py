@@ -26,7 +26,7 @@ from .pictures import DATASET, Pictures, draw, fetch_package, load_pictures
 from .small import shrink
 from .vocabulary import Vocabulary
 
-STEPS = {"autoencoder": 1600, "eps": 1600, "flow": 6000}
+STEPS = {"autoencoder": 1600, "eps": 1600, "flow": 7000}
 _PEAK = {"autoencoder": 2e-3, "eps": 2e-3, "flow": 1e-3}
 _BATCH = {"autoencoder": 16, "eps": 64, "flow": 16}
 _LATENT_NOISE = 0.08  # standard deviations that the decoder learns to overlook
