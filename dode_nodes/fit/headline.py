@@ -32,12 +32,16 @@ class Contender:
     Attributes:
         row: the row.
         solver: its sampler.
+        plain_solver: that of its plain solver.
+        schedule: number of the one that it was made for.
         stock: the best stock setting that a race has found, as a row for Euler; None for the row's plain solver.
         setting: its name.
     """
 
     row: LambdaRow
     solver: Sampler
+    plain_solver: Sampler
+    schedule: int
     stock: LambdaRow | None = None
     setting: StockSetting | None = None
 
@@ -45,8 +49,7 @@ class Contender:
         """What runs as stock."""
         if self.stock is not None:
             return self.stock, resolve(self.stock.solver)
-        plain = self.row.plain
-        return plain, self.solver if plain.solver == self.row.solver else resolve(plain.solver)
+        return self.row.plain, self.plain_solver
 
 
 class Headline:

@@ -14,8 +14,8 @@ from torch import Tensor
 from ..errors import NotFinite
 from ..sampling.denoiser import DodeDenoiser
 from ..sampling.probe import Queries
-from ..sampling.sample import corrected
-from ..sampling.solvers import Sampler, resolve
+from ..sampling.sample import corrected, solver_beside
+from ..sampling.solvers import Sampler
 from ..tables.gate import finite
 from ..tables.provenance import HeldOutErrors
 from ..tables.row import LambdaRow
@@ -174,18 +174,15 @@ def with_later_starts(targets: Targets, row: LambdaRow, solver: Sampler, progres
     if row.errors is None:
         return row
     plain = row.plain
-    plain_solver = solver if plain.solver == row.solver else _named(plain.solver)
+    at_hand = plain.solver == row.solver or not plain.is_callable
     with progress:
         evaluator = Evaluator(progress)
         later = _later_errors(targets, row, solver, evaluator)
-        stock = _later_errors(targets, plain, plain_solver, evaluator) if plain_solver else []
+        stock: list[float | None] = []
+        if at_hand:
+            stock = _later_errors(targets, plain, solver_beside(row, solver, plain.solver), evaluator)
     errors: HeldOutErrors = replace(row.errors, dode=(row.errors.dode[0], *later), later_stock=tuple(stock))
     return replace(row, errors=errors, report=_report_with(row, evaluator.spent()))
-
-
-def _named(solver: str) -> Sampler | None:
-    """None for a function of the caller's own, which a row cannot hold."""
-    return None if solver.startswith("<") else resolve(solver)
 
 
 def _later_errors(

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..errors import DodeError
 from ..sampling.probe import solver_name
-from ..sampling.solvers import Sampler, resolve
+from ..sampling.sample import solver_beside
+from ..sampling.solvers import Sampler
 from ..tables.gate import SETTINGS, checked
 from ..tables.row import PREDICTIONS, LambdaRow
 from .distill import GreedyStudent
@@ -113,7 +114,6 @@ class Pipeline:
     Attributes:
         cost: what ``run`` may come to, known before.
         remarks: what the user should know before it starts, one line each.
-        rows: what has been found so far: greedy rows, then refined ones.
         partial: where a refinement was ended, the best of it, if that is not the row it began with; else None.
         targets: the teacher's states, when it is done.
     """
@@ -125,7 +125,7 @@ class Pipeline:
         recipe: Recipe,
         unseen: Latents | None = None,
     ) -> None:
-        self.rows: list[LambdaRow] = []
+        self._contenders: list[Contender] = []
         self.partial: LambdaRow | None = None
         self.targets: Targets | None = None
         self._recipe = recipe
@@ -151,6 +151,11 @@ class Pipeline:
         )
 
     @property
+    def rows(self) -> list[LambdaRow]:
+        """What has been found so far: greedy rows, then refined ones."""
+        return [each.row for each in self._contenders]
+
+    @property
     def found(self) -> list[LambdaRow]:
         """All rows that there are, wherever it was ended."""
         return self.rows if self.partial is None else [*self.rows, self.partial]
@@ -162,7 +167,7 @@ class Pipeline:
             progress: told after every evaluation; what it raises ends the run, and passes on: ``rows`` and
                 ``partial`` hold what there is by then.
         """
-        self.rows, self.partial = [], None
+        self._contenders, self.partial = [], None
         cost = self.cost
         with Progress.of(progress, cost.total) as work:
             teaching, measuring, *parts = work.split(
@@ -170,33 +175,28 @@ class Pipeline:
             )
             self.targets = self._teacher(teaching)
             fitting, refining = parts[: len(self._students)], parts[len(self._students) :]
-            found = [
-                self._greedy(students, part) for students, part in zip(self._students, fitting, strict=True)
-            ]
+            for i, part in enumerate(fitting):
+                self._contenders += self._greedy(i, part)
             for i, budget, part in zip(self._refinable, self._budgets, refining, strict=False):
-                best = min(found[i], key=lambda contender: contender.row.error_from())
-                if best.row.nfe > 1:
-                    found[i] = self._refined(best, budget, part, found[i])
+                self._refine(i, budget, part)
             if self._headline is not None:
-                contenders = [each for of_schedule in found for each in of_schedule]
-                measured = self._headline(contenders, measuring)
-                by_row = {id(each.row): row for each, row in zip(contenders, measured, strict=True)}
-                self.rows = [by_row[id(row)] for row in self.rows]
+                measured = self._headline(self._contenders, measuring)
+                pairs = zip(self._contenders, measured, strict=True)
+                self._contenders = [replace(each, row=row) for each, row in pairs]
         return self.rows
 
     def evaluations(self, schedule: int) -> int:
         """Network evaluations of one picture on a schedule, of the student that needs most."""
         return max(len(student.queries.sigmas) for student in self._students[schedule])
 
-    def _greedy(self, students: Sequence[GreedyStudent], progress: Progress) -> list[Contender]:
-        """Their rows."""
+    def _greedy(self, schedule: int, progress: Progress) -> list[Contender]:
+        """The rows of a schedule's students."""
+        students = self._students[schedule]
         shares = progress.split(*map(self._student_cost, students))
-        found = [
-            Contender(self._row(student, share), student.run.solver)
+        return [
+            Contender(self._row(student, share), student.run.solver, student.run.solver, schedule)
             for student, share in zip(students, shares, strict=True)
         ]
-        self.rows += [each.row for each in found]
-        return found
 
     def _row(self, student: GreedyStudent, progress: Progress) -> LambdaRow:
         """λ of one student, for the prediction that does better."""
@@ -210,15 +210,20 @@ class Pipeline:
         row = min(candidates, key=LambdaRow.error_from)
         return with_later_starts(self.targets, row, student.run.solver, checking)
 
-    def _refined(
-        self, best: Contender, budget: float, progress: Progress, found: Sequence[Contender]
-    ) -> list[Contender]:
-        """A schedule's rows with the refinement of the best of them, and the stock setting to beat."""
+    def _refine(self, schedule: int, budget: float, progress: Progress) -> None:
+        """Refine the best of a schedule's rows; all of them are measured against the stock setting that this finds."""
         assert self.targets is not None  # noqa: S101  # the teacher has run
-        row = best.row
-        own = best.solver if row.is_callable else None
+        mine = [each for each in self._contenders if each.schedule == schedule]
+        best = min(mine, key=lambda contender: contender.row.error_from())
+        row, own = best.row, best.solver
+        if row.nfe < 2:
+            return
         refinement = Refinement(
-            self.targets, row, solver=own, budget=budget, make_sigmas=self._recipe.make_sigmas
+            self.targets,
+            row,
+            solver=own if row.is_callable else None,
+            budget=budget,
+            make_sigmas=self._recipe.make_sigmas,
         )
         try:
             refined = refinement.run(progress)
@@ -226,15 +231,17 @@ class Pipeline:
             if refinement.best.origin.kind != row.origin.kind:
                 self.partial = refinement.best
             raise
+        solver, plain = (solver_beside(row, own, each.solver) for each in (refined, refined.plain))
+        contender = Contender(refined, solver, plain, schedule)
         if refined.origin.kind == row.origin.kind:  # the same, and the report says that it was tried
-            self.rows[self.rows.index(row)] = refined
-            found = [replace(each, row=refined) if each is best else each for each in found]
+            self._contenders[self._contenders.index(best)] = contender
         else:
-            self.rows.append(refined)
-            solver = best.solver if refined.solver == row.solver else resolve(refined.solver)
-            found = [*found, Contender(refined, solver)]
-        setting = refinement.best.best_stock
-        return [replace(each, stock=refinement.stock, setting=setting) for each in found]
+            self._contenders.append(contender)
+        stock, setting = refinement.stock, refined.best_stock
+        self._contenders = [
+            replace(each, stock=stock, setting=setting) if each.schedule == schedule else each
+            for each in self._contenders
+        ]
 
     def _most_evaluations(self) -> list[int]:
         """Of one picture by each row that there may be in the end."""

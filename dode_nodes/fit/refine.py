@@ -22,8 +22,8 @@ import torch
 
 from ..errors import DodeError
 from ..sampling.free_outputs import fitted_prior
-from ..sampling.sample import solver_of
-from ..sampling.solvers import Sampler, resolve
+from ..sampling.sample import solver_beside, solver_of
+from ..sampling.solvers import Sampler
 from ..tables.gate import SETTINGS, checked, finite
 from ..tables.provenance import PLAIN_SOLVER, ROW_GIVEN, HeldOutErrors, StockSetting
 from ..tables.row import LambdaRow
@@ -135,8 +135,7 @@ class Refinement:
                 pass
             row = self.best
             if self._kept[0] != ROW_GIVEN:
-                own = row.solver == self._family.row.solver
-                solver = self._family.solver if own else resolve(row.solver)
+                solver = solver_beside(self._family.row, self._family.solver, row.solver)
                 row = self._finished = with_later_starts(self._targets, row, solver, checking)
         return row
 

@@ -105,6 +105,15 @@ def solver_of(row: LambdaRow, solver: str | Sampler | None) -> Sampler:
     return resolve(row.solver if solver is None else solver)
 
 
+def solver_beside(row: LambdaRow, own: Sampler, name: str) -> Sampler:
+    """The sampler of a name, where a row's own is at hand: it may be a function of the caller's, which no name leads to.
+
+    Raises:
+        DodeError: it is another one, and nobody has it.
+    """
+    return own if name == row.solver else resolve(name)
+
+
 def check_finite(x: Tensor, row: LambdaRow, table: str = "") -> Tensor:
     """A run's last state, if it is one.
 

@@ -88,6 +88,17 @@ def test_all_rows_of_a_schedule_are_measured_against_the_best_stock_setting():
     assert refined.unseen.dode.rms < refined.unseen.stock.rms
 
 
+def test_a_sampler_of_the_callers_own_is_measured_as_its_name_leads_nowhere():
+    def mine(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        return SOLVERS["euler"](model, x, sigmas, extra_args, callback, disable)
+
+    settings = {"schedules": (karras(4),), "refine_budget": 20}
+    named, own = (pipeline(solvers=[solver], **settings).run() for solver in ("euler", mine))
+    assert [row.origin.solver for row in own] == [None, "<mine>"]
+    assert [row.unseen for row in own] == [row.unseen for row in named]
+    assert own[0].errors.later_stock == named[0].errors.later_stock
+
+
 @pytest.mark.parametrize("make", [pipeline, raced])
 def test_what_they_cost_is_known_before(make):
     told, model = Telling(), Counting()
