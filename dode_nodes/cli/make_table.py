@@ -124,9 +124,8 @@ def distil(options: argparse.Namespace) -> int:
     with process_group(), signals_wait() as stop_if_asked, torch.inference_mode():
         table = _found(options, stop_if_asked)
         if table is not None and is_first_rank():
-            path = first_free(
-                numbered(options.out), table.save
-            )  # taken meanwhile: not a reason to lose the work
+            # If the name is taken meanwhile, that is no reason to lose the work.
+            path = first_free(numbered(options.out), table.save)
             print(f"{summary_text(table.rows)}\n\nThe table: {path}")
     return 0
 

@@ -15,7 +15,7 @@ from ..tables.code import from_code
 from ..tables.describe import number
 from ..tables.families import family_of
 from ..tables.names import SUFFIX, parts_of
-from ..tables.row import LambdaRow, shown_hash
+from ..tables.row import LambdaRow
 from ..tables.table import LambdaTable
 
 LAMBDAS = Path(__file__).resolve().parents[2] / "lambdas"
@@ -89,8 +89,8 @@ def _import(options: argparse.Namespace) -> int:
             table = LambdaTable.load(shared)
             name = _safe(Path(shared).stem)
         publish.try_writing(options.to)
-        stem = f"{name}-{shown_hash(table.sha256)}"
-        print(publish.first_free(publish.numbered(options.to / f"{stem}{SUFFIX}"), table.save))
+        path = options.to / f"{table.named(name)}{SUFFIX}"
+        print(publish.first_free(publish.numbered(path), table.save))
     return 0
 
 
@@ -133,8 +133,8 @@ def _checked(path: Path, *, contributed: bool) -> LambdaTable | None:
 
 def _lack(path: Path, table: LambdaTable) -> str:
     """What a contribution must have that a table need not; "" where nothing is missing."""
-    if not path.stem.endswith(f"-{shown_hash(table.sha256)}"):
-        return f"call it {_safe(path.stem)}-{shown_hash(table.sha256)}{SUFFIX}, as Save λ table does"
+    if not path.stem.endswith(table.named("")):
+        return f"call it {table.named(_safe(path.stem))}{SUFFIX}, as Save λ table does"
     if path.stat().st_size > _MOST_BYTES:
         return f"share a smaller table: it has more than {_MOST_BYTES} bytes"
     if "family" not in table.model or "prediction_type" not in table.model:

@@ -13,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 from torch.optim.swa_utils import AveragedModel
 from tqdm.auto import trange
 
+from ..tables import publish
 from .frechet import mean_and_covariance
 from .models import KINDS, noise_schedule
 from .networks import UNCONDITIONAL, DigitClassifier, DigitUNet
@@ -240,9 +241,7 @@ def write_weights(path: Path, network: nn.Module, facts: Mapping[str, str]) -> N
         "torch": torch.__version__,
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    save_file(tensors, part, metadata)
-    os.replace(part, path)
+    publish.publish(path, save(tensors, metadata), overwrite=True)
     print(path, metadata)
 
 

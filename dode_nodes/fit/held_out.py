@@ -223,7 +223,7 @@ def distances_of(
     """
     sigma, approach = (0.0, None) if step == 0 else targets.approach(float(row.sigmas[step]))
     dtype = torch.promote_types(targets.latents.dtype, torch.float32)
-    run = Run(solver, torch.tensor(row.sigmas[step:], dtype=dtype), dict(row.solver_options))
+    run = Run.of(row, solver, dtype, step)
     squares = []
     for batch in batches:
         denoiser = evaluator.on(batch, stage)

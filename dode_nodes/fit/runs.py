@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..sampling.denoiser import Denoiser, DenoiserProxy, DodeDenoiser, EndOfRun
 from ..sampling.solvers import Sampler
+from ..tables.row import LambdaRow
 from .latents import MicroBatch
 
 
@@ -26,6 +27,11 @@ class Run:
     solver: Sampler
     sigmas: Tensor
     options: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, row: LambdaRow, solver: Sampler, dtype: torch.dtype, step: int = 0) -> Run:
+        """Of a row's own sampler over its schedule, or from one of its steps on."""
+        return cls(solver, torch.tensor(row.sigmas[step:], dtype=dtype), dict(row.solver_options))
 
     def __call__(self, model: Denoiser, batch: MicroBatch) -> Tensor:
         """The result, ``[m, C, *spatial]``, on the batch's device."""

@@ -14,7 +14,7 @@ from ..sigmas import check_sigmas, is_flow, same_sigma
 from ..tables.row import LambdaRow
 from .denoiser import Denoiser, DodeDenoiser, Held, row_corrections
 from .probe import asked_sigmas, probe_student, solver_name
-from .solvers import Sampler, resolve
+from .solvers import Sampler, identity, resolve
 
 
 def sample_dode(
@@ -143,7 +143,7 @@ def _check_solver(row: LambdaRow, run: Sampler, model: Denoiser) -> None:
         IneligibleSampler: the sampler cannot have been distilled like this.
         DodeError: it asks the network more or less often than there are weights for.
     """
-    key = (row.sha256, getattr(run, "__code__", run))  # ComfyUI makes some functions anew at every look
+    key = (row.sha256, identity(run))
     if key in _passed:
         return
     sigmas = torch.tensor(row.sigmas, dtype=torch.float32)

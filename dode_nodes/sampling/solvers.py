@@ -423,6 +423,11 @@ def use_host(
     _host_lookup, _host_names = lookup, names
 
 
+def identity(sampler: Sampler) -> object:
+    """What a sampler is known by from one look to the next: its code. ComfyUI makes some functions anew at every look."""
+    return getattr(sampler, "__code__", sampler)
+
+
 def resolve(solver: str | Sampler) -> Sampler:
     """The sampler of that name, the host's before ours; a callable is returned as it is.
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..errors import DodeError
-from .choice import asked_steps, cfg_range
+from .choice import NEAR_CFG, NEAR_SIZE, asked_steps, cfg_range
 from .families import family_of
 from .fingerprint import same_checkpoint
 from .gate import Facts
@@ -22,8 +22,6 @@ from .trust import Trust
 
 _PIN_DIGITS = 16
 _PIN = re.compile(r"(?:(.*) )?([0-9a-f]{16})")
-_NEAR_CFG, _NEAR_SIZE = math.log(1.25), math.log(2)
-"""What counts as the same guidance and size: the nodes warn beyond it."""
 
 SameCheckpoint = Callable[[Facts], bool | None]
 """Whether a table's fingerprint is the model's; None where that cannot be told."""
@@ -153,7 +151,7 @@ def _cfg_distance(row: LambdaRow, cfg: float | None) -> float:
     if cfg is None or low is None or high is None:
         return 0.0
     distance = max(_log(low) - _log(cfg), _log(cfg) - _log(high))
-    return distance if distance > _NEAR_CFG else 0.0
+    return distance if distance > math.log(NEAR_CFG) else 0.0
 
 
 def _size_distance(row: LambdaRow, size: tuple[int, ...] | None) -> float:
@@ -161,7 +159,7 @@ def _size_distance(row: LambdaRow, size: tuple[int, ...] | None) -> float:
     if not size or not shape:
         return 0.0
     distance = abs(_log(math.prod(size)) - _log(math.prod(shape[1:])))
-    return distance if distance > _NEAR_SIZE else 0.0
+    return distance if distance > math.log(NEAR_SIZE) else 0.0
 
 
 def _log(value: float) -> float:

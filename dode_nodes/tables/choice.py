@@ -12,6 +12,8 @@ from ..errors import DodeError
 from .row import LambdaRow
 from .table import LambdaTable, plain_rows
 
+NEAR_CFG, NEAR_SIZE = 1.25, 2.0
+"""What counts as the guidance and the size that a row was made with, as ratios: beyond it the nodes warn."""
 _TOO_STRONG = 1.6
 """Times the guidance that a row was made with. Refined weights are worse than stock at twice that, and far better at 1.5
 times (docs/measurements.md, transfer)."""

@@ -109,6 +109,10 @@ class LambdaTable:
         """What people are told of which table this is: its name, and what the numbers are known by."""
         return " ".join(part for part in (self.name, shown_hash(self.sha256)) if part)
 
+    def named(self, name: str) -> str:
+        """A file's name, without its ending, with digits that the numbers are known by: NAME-1a2b3c4d."""
+        return f"{name}-{shown_hash(self.sha256)}"
+
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the table as ``.safetensors``, whole or not at all.
 

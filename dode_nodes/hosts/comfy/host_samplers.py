@@ -18,7 +18,7 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import IneligibleSampler
 from ...fit.teacher import Teacher
 from ...sampling.probe import probe_repeatable, probe_student, probe_teacher
-from ...sampling.solvers import SOLVERS, Sampler, resolve, sample_euler
+from ...sampling.solvers import SOLVERS, Sampler, identity, resolve, sample_euler
 
 _SIGMAS = torch.tensor([14.0, 5.0, 2.0, 0.7, 0.0])
 _GRID = (
@@ -28,7 +28,7 @@ _TWO_STEPS = torch.tensor([14.0, 2.0, 0.0])
 _PATIENCE = 20
 """Times as long as Euler's method. ComfyUI's own samplers take up to six; RES4LYF's, from 60 on, would take minutes."""
 _CPU = torch.device("cpu")
-_verdicts: dict[tuple[str, Sampler], tuple[bool, bool]] = {}
+_verdicts: dict[tuple[str, object], tuple[bool, bool]] = {}
 
 
 def host_sampler(name: str) -> Sampler | None:
@@ -79,7 +79,7 @@ def _verdict(name: str) -> tuple[bool, bool]:
         sampler = resolve(name)
     except (ValueError, AttributeError):  # a name that another pack lists without a function behind it
         return False, False
-    key = (name, _identity(sampler))
+    key = (name, identity(sampler))
     if key not in _verdicts:
         repeatable, seconds = _first_look(sampler)
         if not repeatable or seconds > _PATIENCE * _seconds_of_euler():
@@ -99,11 +99,6 @@ def _first_look(sampler: Sampler) -> tuple[bool, float]:
 @cache
 def _seconds_of_euler() -> float:
     return min(_first_look(sample_euler)[1] for _ in range(3))
-
-
-def _identity(sampler: Sampler) -> Sampler:
-    """The function's code: ComfyUI makes some functions anew at every look."""
-    return getattr(sampler, "__code__", sampler)
 
 
 def _passes(probe: Callable[..., object], sampler: Sampler, sigmas: torch.Tensor) -> bool:

@@ -298,17 +298,8 @@ class Distillation:
     def _held_out_by(self, row: LambdaRow, latents: Latents, progress: Progress) -> torch.Tensor:
         """The results of a row on the held-out latents."""
         batches = latents.batches(self._shown(latents))
-        evaluator = Evaluator(progress)
-        run = Run(
-            resolve(row.solver), torch.tensor(row.sigmas, dtype=torch.float32), dict(row.solver_options)
-        )
-        ends = [
-            run(
-                corrected(evaluator.on(batch, "result latents"), row),
-                batch,
-            )
-            for batch in batches
-        ]
+        evaluator, run = Evaluator(progress), Run.of(row, resolve(row.solver), torch.float32)
+        ends = [run(corrected(evaluator.on(batch, "result latents"), row), batch) for batch in batches]
         return in_order(batches, ends)
 
     def _as_latent(self, x: torch.Tensor) -> Any:

@@ -15,7 +15,6 @@ from comfy.cli_args import args
 from ...errors import TableError
 from ...tables import publish
 from ...tables.names import SUFFIX, parts_of
-from ...tables.row import shown_hash
 from ...tables.table import LambdaTable
 
 FOLDER = "lambdas"
@@ -92,7 +91,7 @@ def save(table: LambdaTable, stem: Path) -> Path:
 
 def _names(stem: Path, table: LambdaTable) -> Iterator[Path]:
     """NAME-1a2b3c4d, with digits of the numbers that are in it; NAME-1a2b3c4d_00001, …, as ComfyUI numbers pictures."""
-    named = f"{stem.name}-{shown_hash(table.sha256)}"
+    named = table.named(stem.name)
     yield stem.with_name(f"{named}{SUFFIX}")
     yield from (stem.with_name(f"{named}_{number:05}{SUFFIX}") for number in count(1))
 

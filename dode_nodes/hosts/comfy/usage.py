@@ -9,7 +9,7 @@ import torch
 
 from ...errors import DodeError
 from ...sampling.solvers import resolve
-from ...tables.choice import Part, cfg_range
+from ...tables.choice import NEAR_CFG, NEAR_SIZE, Part, cfg_range
 from ...tables.describe import amount
 from ...tables.provenance import PLAIN
 from ...tables.row import LambdaRow
@@ -68,10 +68,10 @@ def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> li
     if row.origin.kind == PLAIN:
         remarks.append(f"the stock sampler {row.solver} runs: here it is nearer to the teacher than λ")
     (low, high), shape = cfg_range(row), row.settings.get("latent_shape")
-    if cfg is not None and low is not None and high is not None and not _within(cfg, low, high, 1.25):
+    if cfg is not None and low is not None and high is not None and not _within(cfg, low, high, NEAR_CFG):
         made_at = f"{low:g}" if low == high else f"{low:g} to {high:g}"
         remarks.append(f"λ was distilled at cfg {made_at}, this is cfg {cfg:g}")
-    if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), 2.0):
+    if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), NEAR_SIZE):
         remarks.append(
             f"λ was distilled at latent size {_size(shape[1:])}, this is {_size(latent.shape[2:])}"
         )

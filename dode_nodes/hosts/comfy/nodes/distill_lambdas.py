@@ -29,7 +29,7 @@ from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
 from .distill_options import NO_RANGE, Options, Range
-from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, seed_input
+from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, save_name_input, seed_input
 
 AUTO = "auto"
 """Distil for both predictions and keep the one with the smaller held-out error."""
@@ -125,12 +125,7 @@ class DistillLambdas(io.ComfyNode):
                     tooltip="How many latents to evaluate at once. λ stays the same. 0 uses as many as fit into memory "
                     "by ComfyUI's own estimate. If memory runs out, the node goes on with half as many.",
                 ),
-                io.String.Input(
-                    "save_name",
-                    default="my_model",
-                    tooltip="File name of the table in the lambdas folder. Digits that stand for its "
-                    "numbers are added: name-1a2b3c4d.",
-                ),
+                save_name_input(),
                 *more_positives,
                 io.Sigmas.Input(
                     "sigmas",

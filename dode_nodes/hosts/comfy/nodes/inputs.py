@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
+from ....tables.auto import Chosen
+from .. import auto_table, pins
 from ..host_samplers import student_names
 
 CATEGORY = "sampling/D-ODE"
@@ -18,6 +23,26 @@ def table_input(*, optional: bool = False) -> io.Input:
     chosen = " If none is connected, the node chooses one of yours for this model." if optional else ""
     return Table.Input(
         "table", optional=optional, tooltip=f"The λ table, from Load λ table or Distill λ.{chosen}"
+    )
+
+
+def save_name_input() -> io.Input:
+    """Under which name a table is saved."""
+    return io.String.Input(
+        "save_name",
+        default="my_model",
+        tooltip="File name of the table in the lambdas folder. Digits that stand for its "
+        "numbers are added: name-1a2b3c4d.",
+    )
+
+
+def code_output() -> io.Output:
+    """A table's code."""
+    return io.String.Output(
+        "code",
+        display_name="code",
+        tooltip="The table as one line of text, to share it: Import λ code reads it. Large "
+        "tables have none: share the file.",
     )
 
 
@@ -40,6 +65,18 @@ def auto_inputs() -> list[io.Input]:
             "same picture again.",
         ),
     ]
+
+
+def choose_and_note(node: type[io.ComfyNode], model: ModelPatcher, **wanted: Any) -> Chosen:
+    """The table that a node takes where none is connected; the workflow that is saved with its pictures is pinned to it.
+
+    Args:
+        node: as ComfyUI has prepared it, with the inputs of ``auto_inputs``.
+        wanted: and errors: see ``auto_table.choose``.
+    """
+    chosen = auto_table.choose(model, **wanted)
+    pins.note(node, chosen.table, widget=PRESET)
+    return chosen
 
 
 def solver_filter() -> io.Input:

@@ -12,11 +12,11 @@ from ....tables import plots
 from ....tables.code import from_code, to_code
 from ....tables.describe import table_text
 from ....tables.table import LambdaTable
-from .. import auto_table, pins, table_files
+from .. import auto_table, table_files
 from ..messages import remark, show_text
 from ..model_facts import check_model
 from ..pictures import draw
-from .inputs import CATEGORY, PRESET, Table, auto_inputs, table_input
+from .inputs import CATEGORY, PRESET, Table, auto_inputs, choose_and_note, code_output, table_input
 
 AUTO = "auto"
 """In place of a file's name: the best for the model."""
@@ -73,9 +73,8 @@ class LoadLambdas(io.ComfyNode):
                 "connect the model to choose a table for, or pick a table by its name in place of auto"
             )
         else:
-            table, why = auto_table.choose(model, preset=preset, family_match=family_match)
+            table, why = choose_and_note(cls, model, preset=preset, family_match=family_match)
             remark(node_id, [why, *check_model(table.model, model)])
-            pins.note(cls, table, widget=PRESET)
         return io.NodeOutput(table)
 
 
@@ -130,12 +129,7 @@ class InspectLambdas(io.ComfyNode):
                 io.String.Output(
                     "summary", display_name="summary", tooltip="The table in words and numbers."
                 ),
-                io.String.Output(
-                    "code",
-                    display_name="code",
-                    tooltip="The table as one line of text, to share it: Import λ code reads it. Large "
-                    "tables have none: share the file.",
-                ),
+                code_output(),
             ],
             hidden=[io.Hidden.unique_id],
         )

@@ -12,7 +12,7 @@ from comfy_api.latest import io
 
 from ....tables.choice import part_for_steps, rows_of
 from ....tables.table import LambdaTable
-from .. import auto_table, pins
+from .. import auto_table
 from ..guiders import Conditioning
 from ..messages import remark
 from ..model_facts import check_model
@@ -24,6 +24,7 @@ from .inputs import (
     PRESET,
     auto_inputs,
     cfg_input,
+    choose_and_note,
     conditioning_inputs,
     filtered_solver,
     seed_input,
@@ -173,12 +174,11 @@ class DodeKSampler(io.ComfyNode):
         """Sample as KSampler does."""
         wanted, notes = filtered_solver(solver), []
         if table is None:
-            table, why = auto_table.choose(
-                model, preset=preset, family_match=family_match, steps=steps, solver=wanted, cfg=cfg,
+            table, why = choose_and_note(
+                cls, model, preset=preset, family_match=family_match, steps=steps, solver=wanted, cfg=cfg,
                 latent=latent_image,
             )  # fmt: skip
             notes = [why]
-            pins.note(cls, table, widget=PRESET)
         part, sampler = part_sampler(table, model, steps, denoise, wanted, cls.hidden.unique_id, notes, cfg)
         samples = fitting_latent(model, latent_image)
         result = comfy.sample.sample_custom(
@@ -237,9 +237,8 @@ class ApplyLambdas(io.ComfyNode):
         """Patch a clone of the model."""
         wanted, notes = filtered_solver(solver), []
         if table is None:
-            table, why = auto_table.choose(model, preset=preset, family_match=family_match, solver=wanted)
+            table, why = choose_and_note(cls, model, preset=preset, family_match=family_match, solver=wanted)
             notes = [why]
-            pins.note(cls, table, widget=PRESET)
         rows_of(table, wanted)
         remark(cls.hidden.unique_id, [*notes, *check_model(table.model, model)])
         return io.NodeOutput(apply_to_model(model, table, wanted, cls.hidden.unique_id))

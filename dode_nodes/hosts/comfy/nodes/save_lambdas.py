@@ -15,7 +15,7 @@ from ....tables import edit, publish
 from ....tables.table import LambdaTable
 from .. import auto_table, pins, table_files
 from ..messages import remark, show_text
-from .inputs import CATEGORY, Table
+from .inputs import CATEGORY, Table, code_output, save_name_input
 from .load_and_inspect import code_or_reason
 
 _PREVIEW_SIDE = 512
@@ -43,12 +43,7 @@ class SaveLambdas(io.ComfyNode):
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 Table.Input("table", tooltip="The λ table to save."),
-                io.String.Input(
-                    "save_name",
-                    default="my_model",
-                    tooltip="File name of the table in the lambdas folder. Digits that stand for its "
-                    "numbers are added: name-1a2b3c4d.",
-                ),
+                save_name_input(),
                 io.String.Input(
                     "rows",
                     default="",
@@ -90,12 +85,7 @@ class SaveLambdas(io.ComfyNode):
             outputs=[
                 Table.Output("saved", display_name="table", tooltip="The λ table, as saved."),
                 io.String.Output("path", display_name="path", tooltip="Where it was saved."),
-                io.String.Output(
-                    "code",
-                    display_name="code",
-                    tooltip="The table as one line of text, to share it: Import λ code reads it. Large "
-                    "tables have none: share the file.",
-                ),
+                code_output(),
             ],
         )
 
