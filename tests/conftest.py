@@ -1,4 +1,4 @@
-"""Fixtures that several test modules share."""
+"""Fixtures that several test modules share, and what a run has found here to test in."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from types import ModuleType
 import pytest
 import torch
 
-from tests.comfyui_hosts import HERE
+from tests import browser
+from tests.comfyui_hosts import HERE, HOSTS
 from tests.import_comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
+
+OTHERS = "test_other_hosts"
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -22,7 +25,37 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest goes first: another process does the rest meanwhile."""
-    items.sort(key=lambda item: "test_other_hosts" not in item.nodeid)
+    items.sort(key=lambda item: OTHERS not in item.nodeid)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """What a run on this machine can show, whatever was skipped; and what the tests in each ComfyUI came to."""
+    counts = _counts_elsewhere(terminalreporter) | {str(HERE): _counts_here(terminalreporter)}
+    for host in map(str, HOSTS):
+        terminalreporter.write_line(f"found: {host}: {counts.get(host, 'not tested')}")
+    found = {
+        "ComfyUI": len(HOSTS) or "none (set COMFYUI_PATH)",
+        "browser": browser.missing() or "found",
+        "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+    terminalreporter.write_line("found: " + "; ".join(f"{name}: {what}" for name, what in found.items()))
+
+
+def _counts_elsewhere(reporter: pytest.TerminalReporter) -> dict[str, str]:
+    """What the tests of further hosts came to."""
+    reports = [*reporter.getreports("passed"), *reporter.getreports("failed")]
+    return dict(each for report in reports if OTHERS in report.nodeid for each in report.user_properties)
+
+
+def _counts_here(reporter: pytest.TerminalReporter) -> str:
+    """Of the tests that are marked comfyui, in pytest's own words."""
+    kinds = ("failed", "passed", "skipped", "xfailed", "xpassed", "error")
+
+    def of_here(report: pytest.TestReport) -> bool:
+        return "comfyui" in report.keywords and OTHERS not in report.nodeid
+
+    counts = {kind: sum(map(of_here, reporter.getreports(kind))) for kind in kinds}
+    return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "not tested"
 
 
 @pytest.fixture(scope="session")

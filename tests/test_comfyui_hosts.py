@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 from tests.comfyui_hosts import Host, find_hosts
+from tests.import_comfyui import REPOSITORY
 
 HERE = Path(sys.executable)
 
@@ -44,3 +47,10 @@ def test_the_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         Host(newer, own),
         Host(Path("/nothing"), HERE),
     ]
+
+
+def test_what_was_found_is_said_where_several_processes_test() -> None:
+    command = [sys.executable, "-m", "pytest", "-n", "1", "--dist", "loadfile", "tests/test_sigmas.py"]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert re.search(r"^found: ComfyUI: .*; browser: .*; GPU: ", done.stdout, re.M)
