@@ -52,7 +52,7 @@ def _widgets(declared: Json, values: list[Any]) -> Json:
 
 CHEAP = {
     "EmptyLatentImage": {"width": 64, "height": 64},
-    "DODE_DistillLambdas": {"latents": 4, "scale": 2, "steps": "8"},
+    "DODE_DistillLambdas": {"quality": "quick", "steps": "8"},
 }
 """Changes to a graph with a checkpoint, which is not made for a CPU: widgets of node types."""
 

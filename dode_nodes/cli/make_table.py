@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..demo.experiment import STUDENT_SCHEDULE, check_settings, demo_latents, seeds_to_fit
+from ..demo.experiment import check_settings, demo_latents, seeds_to_fit
 from ..demo.models import KINDS, load_demo_model
 from ..errors import DodeError
 from ..fit.headline import LATENTS as UNSEEN
 from ..fit.pipeline import Pipeline, Recipe
+from ..fit.quality import GOOD, QUALITIES, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
 from ..fit.teacher import Teacher
 from ..sampling.schedules import make_sigmas
@@ -75,27 +76,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     student = parser.add_argument_group("the few-step solver")
     student.add_argument("--steps", type=int, nargs="+", default=[5, 8], metavar="N",
                          help="steps per picture; the teacher runs only once for all of them (default: 5 8)")  # fmt: skip
-    student.add_argument("--solver", default="euler",
-                         help="the deterministic sampler to improve (default: %(default)s)")  # fmt: skip
+    student.add_argument(
+        "--solver", help=f"the deterministic sampler that the fit begins with (default: {START_SOLVER})"
+    )
     student.add_argument("--schedule",
-                         help="its σ schedule, by ComfyUI's scheduler names "
+                         help="the σ schedule that the fit begins with, by ComfyUI's scheduler names "
                          "(default: karras; simple for a flow model)")  # fmt: skip
     student.add_argument("--prediction", choices=(AUTO, *PREDICTIONS), default=AUTO,
                          help="what λ corrects; auto tries both and keeps the one with the smaller held-out error "
                          "(default: %(default)s)")  # fmt: skip
 
     fit = parser.add_argument_group("the fit")
-    fit.add_argument("--latents", type=int, default=32, metavar="N",
+    meanings = "; ".join(f"{name}: {quality.words}" for name, quality in QUALITIES.items())
+    fit.add_argument("--quality", choices=QUALITIES, default=GOOD,
+                     help=f"how much work it may be (default: %(default)s). {meanings}")  # fmt: skip
+    fit.add_argument("--latents", type=int, metavar="N",
                      help="noises to distil on; a quarter of them is held out to check λ "
-                     "(default: %(default)s)")  # fmt: skip
+                     "(default: by quality)")  # fmt: skip
     fit.add_argument("--seed", type=int, default=0, help="seed of the noises (default: %(default)s)")
     fit.add_argument("--teacher", default="dpmpp_2m", metavar="SOLVER",
                      help="the sampler to follow (default: %(default)s)")  # fmt: skip
     fit.add_argument("--scale", type=int, default=10, metavar="C",
                      help="teacher steps per step of the few-step solver (default: %(default)s)")  # fmt: skip
-    fit.add_argument("--refine-budget", type=float, default=4.0, metavar="X",
-                     help="what the refinement may cost, as a multiple of the teacher's cost; 0 for λ alone "
-                     "(default: %(default)s)")  # fmt: skip
+    fit.add_argument("--refine-budget", type=float, metavar="X",
+                     help="what the refinement of all rows may cost, as a multiple of the teacher's cost; 0 for λ alone "
+                     "(default: by quality)")  # fmt: skip
     fit.add_argument("--micro-batch", type=int, metavar="N",
                      help="latents to evaluate at once; does not change the table "
                      f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
@@ -164,6 +169,13 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
         options.cfg = _EMBEDDED_CFG if embedded else _CHECKPOINT_CFG
     options.steps = list(dict.fromkeys(options.steps))
     check_settings(options.steps, options.cfg, options.seed)
+    or_stock = options.solver is None and options.schedule is None
+    options.solver = options.solver or START_SOLVER
+    quality = quality_of(options.quality)
+    if options.latents is None:
+        options.latents = max(quality.latents, 2 * len(options.prompt or []))
+    if options.refine_budget is None:
+        options.refine_budget = quality.budget(len(options.steps))
     if options.latents < 2:
         raise DodeError(
             f"set --latents to at least 2, one to fit and one to check on; it is {options.latents}"
@@ -176,6 +188,7 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
         teacher=Teacher(options.teacher, options.scale),
         refine_budget=options.refine_budget,
         settings={"cfg": options.cfg, "seed": options.seed},
+        or_stock=or_stock,
     )
     if options.checkpoint is not None:
         return _of_checkpoint(options, recipe, bar)
@@ -227,7 +240,7 @@ class Embedded:
     def __init__(self, options: argparse.Namespace, recipe: Recipe, bar: Bar) -> None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         model = load_demo_model(options.model, device=device)
-        schedule = options.schedule or STUDENT_SCHEDULE[model.kind]
+        schedule = options.schedule or start_schedule(flow=model.kind == "flow")
         recipe = replace(
             recipe,
             teacher=replace(recipe.teacher, flow=model.kind == "flow"),

@@ -6,6 +6,7 @@ run of the teacher of their own, and nothing follows from what is found on them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,6 +19,7 @@ from .evaluator import Evaluator
 from .held_out import distances_of
 from .latents import Latents
 from .progress import Progress
+from .race import Entrant, MakeSigmas
 from .teacher import Targets, TeacherRun
 
 LATENTS = 8
@@ -34,7 +36,7 @@ class Contender:
         solver: its sampler.
         plain_solver: that of its plain solver.
         schedule: number of the one that it was made for.
-        stock: the best stock setting that a race has found, as a row for Euler; None for the row's plain solver.
+        stock: the best stock setting that a race has found; None for the row's plain solver.
         setting: its name.
     """
 
@@ -42,14 +44,19 @@ class Contender:
     solver: Sampler
     plain_solver: Sampler
     schedule: int
-    stock: LambdaRow | None = None
+    stock: Entrant | None = None
     setting: StockSetting | None = None
 
     def against(self) -> tuple[LambdaRow, Sampler]:
         """What runs as stock."""
         if self.stock is not None:
-            return self.stock, resolve(self.stock.solver)
+            return _as_run(self.stock)
         return self.row.plain, self.plain_solver
+
+
+def _as_run(entrant: Entrant) -> tuple[LambdaRow, Sampler]:
+    row = entrant.as_row()
+    return row, resolve(row.solver)
 
 
 class Headline:
@@ -57,19 +64,26 @@ class Headline:
 
     Args:
         teacher: the same teacher as the fit's, planned for the latents.
+        make_sigmas: the host's schedules, to try the best stock setting with more evaluations; None for no such trial.
     """
 
-    def __init__(self, teacher: TeacherRun) -> None:
+    def __init__(self, teacher: TeacherRun, make_sigmas: MakeSigmas | None = None) -> None:
         self._teacher = replace(teacher, passes=teacher.passes[:1])  # its own error is known from the fit
+        self._make_sigmas = make_sigmas
 
     @property
     def latents(self) -> Latents:
         """Those that nothing is fitted or chosen on."""
         return self._teacher.latents
 
-    def cost(self, evaluations: Sequence[int]) -> int:
-        """At most, in evaluations of one latent, for rows with so many evaluations each, and as many of stock."""
-        return self._teacher.cost + 2 * sum(evaluations) * len(self.latents)
+    def cost(self, evaluations: Sequence[int], of_schedules: Sequence[int]) -> int:
+        """At most, in evaluations of one latent, for rows with so many evaluations each, and as many of stock.
+
+        Args:
+            of_schedules: evaluations of the rows for each schedule.
+        """
+        trials = 0 if self._make_sigmas is None else sum(map(_most_trials, of_schedules))
+        return self._teacher.cost + (2 * sum(evaluations) + trials) * len(self.latents)
 
     def __call__(self, contenders: Sequence[Contender], progress: Progress) -> list[LambdaRow]:
         """The rows with their figures; without, where a run did not end in finite numbers."""
@@ -78,17 +92,66 @@ class Headline:
             targets = self._teacher(teaching)
             with measuring:
                 evaluator = Evaluator(measuring)
-                return [_measured(each, targets, evaluator) for each in contenders]
+                rows = [_measured(each, targets, evaluator) for each in contenders]
+                used = _used(contenders)
+                return [
+                    self._with_needs(row, each, targets, evaluator) if each in used else row
+                    for row, each in zip(rows, contenders, strict=True)
+                ]
+
+    def _with_needs(
+        self, row: LambdaRow, contender: Contender, targets: Targets, evaluator: Evaluator
+    ) -> LambdaRow:
+        """With the evaluations that the stock setting needs to come as near, by bisection: more are nearer."""
+        stock, unseen = contender.stock, row.unseen
+        if (
+            stock is None
+            or unseen is None
+            or self._make_sigmas is None
+            or unseen.stock.rms <= unseen.dode.rms
+        ):
+            return row
+        too_few, enough = row.nfe, 2 * row.nfe + 1
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            tried = stock.with_evaluations(middle, self._make_sigmas)
+            if tried is None:
+                return row
+            distances = _distances(_as_run(tried), targets, evaluator)
+            if Distances.over(distances).rms <= unseen.dode.rms:
+                enough = middle
+            else:
+                too_few = middle
+        return replace(row, unseen=replace(unseen, stock_needs=enough))
+
+
+def _most_trials(evaluations: int) -> int:
+    """Evaluations of bisecting what lies between so many and twice as many."""
+    return 2 * evaluations * math.ceil(math.log2(evaluations + 1))
+
+
+def _used(contenders: Sequence[Contender]) -> list[Contender]:
+    """Of each schedule's rows the one that will be used: by its held-out error."""
+    schedules = dict.fromkeys(each.schedule for each in contenders)
+    return [
+        min(
+            (each for each in contenders if each.schedule == schedule), key=lambda each: each.row.error_from()
+        )
+        for schedule in schedules
+    ]
 
 
 def _measured(contender: Contender, targets: Targets, evaluator: Evaluator) -> LambdaRow:
-    row, batches = contender.row, targets.latents.batches()
+    row = contender.row
     dode, stock = (
-        distances_of(runs, solver, targets, batches, evaluator, _STAGE)
-        for runs, solver in ((row, contender.solver), contender.against())
+        _distances(run, targets, evaluator) for run in ((row, contender.solver), contender.against())
     )
     if not np.isfinite([*dode, *stock]).all():
         return replace(row, unseen=None)
     nearer = float((dode < stock).mean())
     unseen = Unseen(len(targets.latents), Distances.over(dode), Distances.over(stock), nearer)
     return replace(row, unseen=unseen, best_stock=contender.setting or row.best_stock)
+
+
+def _distances(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> np.ndarray:
+    return distances_of(*run, targets, targets.latents.batches(), evaluator, _STAGE)

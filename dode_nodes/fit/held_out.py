@@ -17,7 +17,7 @@ from ..sampling.probe import Queries
 from ..sampling.sample import corrected, solver_beside
 from ..sampling.solvers import Sampler
 from ..tables.gate import finite
-from ..tables.provenance import HeldOutErrors
+from ..tables.provenance import PLAIN, HeldOutErrors
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
 from .latents import Latents, MicroBatch, in_order, mean_squares
@@ -179,7 +179,9 @@ def with_later_starts(targets: Targets, row: LambdaRow, solver: Sampler, progres
         evaluator = Evaluator(progress)
         later = _later_errors(targets, row, solver, evaluator)
         stock: list[float | None] = []
-        if at_hand:
+        if row.origin.kind == PLAIN:
+            stock = later
+        elif at_hand:
             stock = _later_errors(targets, plain, solver_beside(row, solver, plain.solver), evaluator)
     errors: HeldOutErrors = replace(row.errors, dode=(row.errors.dode[0], *later), later_stock=tuple(stock))
     return replace(row, errors=errors, report=_report_with(row, evaluator.spent()))

@@ -15,17 +15,19 @@ from torch import Tensor
 from ..errors import DodeError
 from ..sampling.probe import solver_name
 from ..sampling.sample import solver_beside
-from ..sampling.solvers import Sampler
+from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import SETTINGS, checked
+from ..tables.provenance import StockSetting
 from ..tables.row import PREDICTIONS, LambdaRow
 from .distill import GreedyStudent
 from .headline import Contender, Headline
 from .held_out import later_starts_cost, with_later_starts
 from .latents import Latents
 from .progress import Progress, Tell
-from .race import MakeSigmas
+from .race import Entrant, MakeSigmas
 from .refine import Refinement
 from .scope import Plan, plan_refinement
+from .stock import StockSearch
 from .teacher import Targets, Teacher, plan_teacher
 
 
@@ -40,7 +42,9 @@ class Recipe:
         refine_budget: evaluations that refining all rows may cost, as a multiple of the teacher's; 0 for none,
             infinity for as much as pays.
         settings: facts to keep in the rows.
-        make_sigmas: the host's schedules, among which a refinement looks for a start; None for those given alone.
+        make_sigmas: the host's schedules, among which a refinement looks for a start, and the best stock setting is
+            looked for; None for those given alone.
+        or_stock: whether that setting becomes a row where none of the others comes as near on the held-out latents.
 
     Raises:
         DodeError: one of them is invalid.
@@ -52,6 +56,7 @@ class Recipe:
     refine_budget: float = 0.0
     settings: Mapping[str, Any] = field(default_factory=dict)
     make_sigmas: MakeSigmas | None = None
+    or_stock: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solvers", tuple(self.solvers))
@@ -73,20 +78,21 @@ class Cost:
         teacher: its run.
         students: of greedy λ, by schedule.
         refining: by schedule that can be refined; empty without a budget.
+        searching: of looking for the best stock setting, by schedule, where no refinement does that.
         unseen: of the figures on latents that nothing was fitted or chosen on, the teacher's run over them included.
     """
 
     teacher: int
     students: tuple[int, ...]
     refining: tuple[Plan, ...]
+    searching: tuple[int, ...] = ()
     unseen: int = 0
 
     @property
     def total(self) -> int:
         """Of all."""
-        return (
-            self.teacher + sum(self.students) + sum(plan.evaluations for plan in self.refining) + self.unseen
-        )
+        refining = sum(plan.evaluations for plan in self.refining)
+        return self.teacher + sum(self.students) + refining + sum(self.searching) + self.unseen
 
     def __str__(self) -> str:
         parts = [f"teacher {self.teacher}", f"students {sum(self.students)}"]
@@ -94,6 +100,8 @@ class Cost:
             most = max(plan.fitted for plan in self.refining)
             refining = sum(plan.evaluations for plan in self.refining)
             parts.append(f"refining {refining} (on up to {most} latents)")
+        if any(self.searching):
+            parts.append(f"looking for the best stock setting {sum(self.searching)}")
         if self.unseen:
             parts.append(f"figures from unseen latents {self.unseen}")
         return f"at most {self.total} evaluations: {', '.join(parts)}"
@@ -129,6 +137,7 @@ class Pipeline:
         self.partial: LambdaRow | None = None
         self.targets: Targets | None = None
         self._recipe = recipe
+        self._or_stock = recipe.or_stock and bool(latents.held_out)
         self._teacher = plan_teacher(latents, schedules, recipe.teacher, solvers=recipe.solvers)
         self._students = [
             [GreedyStudent.probed(latents, sigmas, solver) for solver in recipe.solvers]
@@ -137,17 +146,21 @@ class Pipeline:
         self._headline = None
         if unseen is not None:
             planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
-            self._headline = Headline(planned)
+            self._headline = Headline(planned, recipe.make_sigmas)
         self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
         self.remarks = []
         if len(self._refinable) < len(schedules):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
         self._budgets = self._shares(recipe.refine_budget) if recipe.refine_budget else []
+        refining = self._planned()
+        raced = [i for i, plan in zip(self._refinable, refining, strict=False) if plan.raced]
+        self._searches = [None if i in raced else self._search(i) for i in range(len(schedules))]
         self.cost = Cost(
             teacher=self._teacher.cost,
             students=tuple(sum(map(self._student_cost, students)) for students in self._students),
-            refining=tuple(self._planned()),
-            unseen=0 if self._headline is None else self._headline.cost(self._most_evaluations()),
+            refining=tuple(refining),
+            searching=tuple(map(self._searching_cost, range(len(schedules)))),
+            unseen=0 if self._headline is None else self._headline.cost(*self._most_evaluations()),
         )
 
     @property
@@ -170,14 +183,17 @@ class Pipeline:
         self._contenders, self.partial = [], None
         cost = self.cost
         with Progress.of(progress, cost.total) as work:
+            refining = (plan.evaluations for plan in cost.refining)
             teaching, measuring, *parts = work.split(
-                cost.teacher, cost.unseen, *cost.students, *(plan.evaluations for plan in cost.refining)
+                cost.teacher, cost.unseen, *cost.students, *cost.searching, *refining
             )
             self.targets = self._teacher(teaching)
-            fitting, refining = parts[: len(self._students)], parts[len(self._students) :]
-            for i, part in enumerate(fitting):
+            n = len(self._students)
+            for i, part in enumerate(parts[:n]):
                 self._contenders += self._greedy(i, part)
-            for i, budget, part in zip(self._refinable, self._budgets, refining, strict=False):
+            for i, part in enumerate(parts[n : 2 * n]):
+                self._find_stock(i, part)
+            for i, budget, part in zip(self._refinable, self._budgets, parts[2 * n :], strict=False):
                 self._refine(i, budget, part)
             if self._headline is not None:
                 measured = self._headline(self._contenders, measuring)
@@ -210,6 +226,30 @@ class Pipeline:
         row = min(candidates, key=LambdaRow.error_from)
         return with_later_starts(self.targets, row, student.run.solver, checking)
 
+    def _find_stock(self, schedule: int, progress: Progress) -> None:
+        """What a schedule's rows are measured against; a row of its own, where none of them comes as near."""
+        search = self._searches[schedule]
+        if search is None:
+            return
+        assert self.targets is not None  # noqa: S101  # the teacher has run
+        with progress:
+            searching, checking = progress.split(search.cost, progress.total - search.cost)
+            found = search(self.targets, searching)
+            mine = [each for each in self._contenders if each.schedule == schedule]
+            nearest = min(each.row.error_from() for each in mine)
+            if self._or_stock and found.setting.error < nearest:
+                row = found.as_row(self.targets, mine[0].row.settings)
+                solver = resolve(row.solver)
+                row = with_later_starts(self.targets, row, solver, checking)
+                self._contenders.append(Contender(row, solver, solver, schedule))
+        self._measure_against(schedule, found.best, found.setting)
+
+    def _measure_against(self, schedule: int, stock: Entrant | None, setting: StockSetting | None) -> None:
+        self._contenders = [
+            replace(each, stock=stock, setting=setting) if each.schedule == schedule else each
+            for each in self._contenders
+        ]
+
     def _refine(self, schedule: int, budget: float, progress: Progress) -> None:
         """Refine the best of a schedule's rows; all of them are measured against the stock setting that this finds."""
         assert self.targets is not None  # noqa: S101  # the teacher has run
@@ -237,17 +277,37 @@ class Pipeline:
             self._contenders[self._contenders.index(best)] = contender
         else:
             self._contenders.append(contender)
-        stock, setting = refinement.stock, refined.best_stock
-        self._contenders = [
-            replace(each, stock=stock, setting=setting) if each.schedule == schedule else each
-            for each in self._contenders
-        ]
+        if refinement.stock is not None:
+            self._measure_against(schedule, refinement.stock, refined.best_stock)
 
-    def _most_evaluations(self) -> list[int]:
-        """Of one picture by each row that there may be in the end."""
+    def _most_evaluations(self) -> tuple[list[int], list[int]]:
+        """Of one picture by each row that there may be in the end; of those of each schedule."""
         counts = [[len(each.queries.sigmas) for each in students] for students in self._students]
-        refined = [max(counts[i]) for i in self._refinable[: len(self._budgets)]]
-        return [*(count for of_schedule in counts for count in of_schedule), *refined]
+        most = list(map(max, counts))
+        refined = [most[i] for i in self._refinable[: len(self._budgets)]]
+        stock = [most[i] for i, search in enumerate(self._searches) if search is not None and self._or_stock]
+        return [*(count for of_schedule in counts for count in of_schedule), *refined, *stock], most
+
+    def _search(self, schedule: int) -> StockSearch | None:
+        """Where the host's schedules are known, and have such a setting."""
+        make_sigmas = self._recipe.make_sigmas
+        if make_sigmas is None:
+            return None
+        sigmas = self._students[schedule][0].run.sigmas
+        try:
+            return StockSearch(self._teacher, self.evaluations(schedule), sigmas, make_sigmas)
+        except DodeError:
+            return None
+
+    def _searching_cost(self, schedule: int) -> int:
+        search = self._searches[schedule]
+        if search is None:
+            return 0
+        if not self._or_stock:
+            return search.cost
+        counts = [1] * self.evaluations(schedule)
+        approach = self._teacher.approach_cost
+        return search.cost + later_starts_cost(self._teacher.latents, counts, approach=approach)
 
     def _student_cost(self, student: GreedyStudent) -> int:
         return len(self._recipe.predictions) * student.cost + self._later_starts(student)

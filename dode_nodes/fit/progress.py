@@ -112,3 +112,11 @@ class Reporter(Protocol):
 
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""
+
+
+def in_words(seconds: float) -> str:
+    """A duration: 40 s, 12 min, 3 h 5 min."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

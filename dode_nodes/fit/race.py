@@ -60,7 +60,7 @@ class Entrant:
     Attributes:
         name: in words.
         student: it, as weights over the history.
-        solver, options, scheduler, discard_penultimate: what it is made of.
+        solver, options, scheduler, discard_penultimate, lender: what it is made of.
         distances: to the teacher's ends, of the latents that it has run.
     """
 
@@ -70,6 +70,7 @@ class Entrant:
     options: Mapping[str, Any]
     scheduler: str
     discard_penultimate: bool
+    lender: Denoiser | None = field(default=None, repr=False)
     distances: np.ndarray = field(default_factory=lambda: np.empty(0), repr=False)
 
     @property
@@ -83,10 +84,19 @@ class Entrant:
         weights = history_weights(self.student.corrections)
         return LambdaRow("euler", self.student.sigmas, (1,) * queries, weights, "noise", form="history")
 
-    def setting(self, error: float, latents: int) -> StockSetting:
-        """As a row keeps it."""
+    def setting(self, error: float, latents: int, tried: int) -> StockSetting:
+        """As a row keeps it: how near it comes, on how many latents, and the best of how many."""
         name = ", ".join([self.solver, *(f"{key} {value}" for key, value in self.options.items())])
-        return StockSetting(name, self.scheduler, error, latents, self.discard_penultimate)
+        return StockSetting(name, self.scheduler, error, latents, self.discard_penultimate, tried)
+
+    def with_evaluations(self, evaluations: int, make_sigmas: MakeSigmas) -> Entrant | None:
+        """The same with so many evaluations; None where there is no such schedule."""
+        first, free = float(self.student.sigmas[0]), self.student.free.first
+        student = _student(
+            evaluations, first, self.solver, self.options, self.scheduler, self.discard_penultimate, free,
+            make_sigmas, self.lender,
+        )  # fmt: skip
+        return None if student is None else replace(self, student=student, distances=np.empty(0))
 
     @property
     def mean(self) -> float:
@@ -119,7 +129,7 @@ def entrants(
             *(["no penultimate"] if discard else []),
             *(["first step free"] if free else []),
         ]
-        found.append(Entrant(", ".join(words), student, solver, options, scheduler, discard))
+        found.append(Entrant(", ".join(words), student, solver, options, scheduler, discard, lender))
     return found
 
 
@@ -151,27 +161,42 @@ def _student(
     return Student(resolve("euler"), "noise", sigmas, history_corrections(weights[None]), free=which)
 
 
-def race(
-    runners: Sequence[Entrant], latents: Sequence[int], on: Callable[[Sequence[int]], LeastSquaresProblem]
-) -> list[Entrant]:
+On = Callable[[Sequence[int]], LeastSquaresProblem]
+"""Makes the problem of running the latents of these numbers."""
+
+
+def race(runners: Sequence[Entrant], latents: Sequence[int], on: On) -> list[Entrant]:
     """Those in front after the heats, best first: of those that are stock and of those that are not, apart.
 
     Args:
         runners: who enters.
         latents: numbers of those that are fitted; each heat takes the next few.
-        on: makes the problem of running some of them.
+        on: see ``On``.
     """
+    stock = stock_among(runners)
+    return ranking(runners, latents, on)[: finalists(stock) + finalists(len(runners) - stock)]
+
+
+def ranking(runners: Sequence[Entrant], latents: Sequence[int], on: On) -> list[Entrant]:
+    """All of them, best first: who ran in more heats before who ran in fewer; see ``race``."""
+    out: list[Entrant] = []
     for heat in _heats(len(latents)) if runners else []:
         problem = on([latents[i] for i in heat])
-        ran = [_further(each, problem) for each in runners]
+        ran = sorted((_further(each, problem) for each in runners), key=_order)
         kinds = [[each for each in ran if each.is_stock == stock] for stock in (True, False)]
-        runners = [each for kind in kinds for each in sorted(kind, key=_order)[: _half(len(kind))]]
-    return sorted(runners, key=_order)
+        runners = [each for kind in kinds for each in kind[: _half(len(kind))]]
+        out = [*(each for each in ran if each not in runners), *out]
+    return [*sorted(runners, key=_order), *out]
+
+
+def stock_among(runners: Sequence[Entrant]) -> int:
+    """How many of them are stock settings."""
+    return sum(each.is_stock for each in runners)
 
 
 def race_cost(runners: Sequence[Entrant], latents: int) -> int:
     """Evaluations of one latent that ``race`` takes."""
-    counts = [sum(each.is_stock == stock for each in runners) for stock in (True, False)]
+    counts = [stock_among(runners), len(runners) - stock_among(runners)]
     total = 0
     for heat in _heats(latents):
         total += len(heat) * sum(counts) * runners[0].student.evaluations if runners else 0

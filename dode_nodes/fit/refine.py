@@ -32,8 +32,8 @@ from .family import in_bands, with_gaussian, with_start
 from .held_out import with_later_starts
 from .levenberg_marquardt import LeastSquaresProblem, Played, geometric_mean, levenberg_marquardt
 from .progress import Progress, Tell
-from .race import Entrant, MakeSigmas, race
-from .scope import BANDS, LEADERS, WIDE_JACOBIANS, Scope
+from .race import Entrant, MakeSigmas, race, stock_among
+from .scope import BANDS, WIDE_JACOBIANS, Scope
 from .student import Student
 from .teacher import Targets
 
@@ -89,7 +89,7 @@ class Refinement:
     Attributes:
         plan: what it may cost.
         stages: what it has tried so far.
-        stock: the best stock setting that the race has found, as a row; None without a race.
+        stock: the best stock setting that the race has found; None without a race.
     """
 
     def __init__(
@@ -117,7 +117,8 @@ class Refinement:
         self._least = math.inf
         self._kept_unseen = self._most_unseen = math.inf
         self._best_stock: StockSetting | None = None
-        self.stock: LambdaRow | None = None
+        self._nearest_stock = math.inf
+        self.stock: Entrant | None = None
         self._finished: LambdaRow | None = None
 
     def run(self, progress: Progress | Tell | None = None) -> LambdaRow:
@@ -167,7 +168,7 @@ class Refinement:
                 f"{self._family.row.label}: this row and its plain solver both return NaN or infinite values on these "
                 "latents. If the model runs in half precision, try fp32 or bf16"
             )
-        leaders = [start for start in begun[: self._leaders] if math.isfinite(start[1].error)]
+        leaders = [start for start in begun[: max(self.plan.leaders, 1)] if math.isfinite(start[1].error)]
         yield from self._descend(leaders)
         if self.plan.widened:
             yield from self._widen()
@@ -181,16 +182,12 @@ class Refinement:
             self._note_stock(entrant)
 
     def _note_stock(self, entrant: Entrant) -> None:
-        """The best stock setting, by the error that its stage has shown."""
-        error = self._shown(self.stages[-1])
-        least = math.inf if self._best_stock is None else self._best_stock.error
-        if entrant.is_stock and error < least:
-            self._best_stock = entrant.setting(error, len(self._targets.latents.held_out) or self.plan.fitted)
-            self.stock = entrant.as_row()
-
-    @property
-    def _leaders(self) -> int:
-        return LEADERS if self.plan.raced else 1
+        """The best stock setting, by the distance that its stage has shown."""
+        stage = self.stages[-1]
+        if entrant.is_stock and stage.distance < self._nearest_stock:
+            self._nearest_stock, self.stock = stage.distance, entrant
+            shown_on = len(self._targets.latents.held_out) or self.plan.fitted
+            self._best_stock = entrant.setting(self._shown(stage), shown_on, stock_among(self._scope.runners))
 
     def _descend(self, leaders: Sequence[tuple[str, Played]]) -> Iterator[tuple[str, Played]]:
         """Each one Jacobian, then the one that is nearest all the others."""

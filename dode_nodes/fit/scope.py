@@ -16,7 +16,7 @@ from .family import Family, in_bands, with_gaussian, with_start
 from .held_out import later_starts_cost
 from .latents import held_out_count
 from .levenberg_marquardt import RUNS
-from .race import Entrant, MakeSigmas, entrants, finalists, race_cost
+from .race import Entrant, MakeSigmas, entrants, finalists, race_cost, stock_among
 from .student import Student, first_changed, jacobian_cost
 from .teacher import Targets, TeacherRun
 
@@ -38,7 +38,7 @@ class Plan:
     Attributes:
         fitted: latents that are fitted.
         jacobians: at most, of weights and σ.
-        raced: whether starts are raced first.
+        leaders: starts that go one Jacobian further before one of them goes on; 0 where none are raced first.
         widened: whether the family is widened then.
         fitting: evaluations of one latent each, at most: what a budget is compared with.
         checking: those of runs from later steps, at most.
@@ -46,7 +46,7 @@ class Plan:
 
     fitted: int
     jacobians: int
-    raced: bool
+    leaders: int
     widened: bool
     fitting: int
     checking: int
@@ -55,6 +55,11 @@ class Plan:
     def evaluations(self) -> int:
         """All of them, at most."""
         return self.fitting + self.checking
+
+    @property
+    def raced(self) -> bool:
+        """Whether starts are raced first."""
+        return self.leaders > 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,36 +121,38 @@ class Scope:
             f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
         )
 
-    def _preferred(self) -> list[tuple[int, int, bool, bool]]:
-        """(fitted latents, Jacobians, raced, widened), the most wanted first."""
-        most, wide, raced = self.latents - self.held, self.family.history, bool(self.runners)
+    def _preferred(self) -> list[tuple[int, int, int, bool]]:
+        """(fitted latents, Jacobians, leaders of a race, widened), the most wanted first."""
+        most, wide = self.latents - self.held, self.family.history
+        leaders, one = (LEADERS, 1) if self.runners else (0, 0)
         few = min(FEW_LATENTS, most)
         return [
-            (most, JACOBIANS, raced, wide),
-            *((fitted, JACOBIANS, raced, False) for fitted in range(most, few - 1, -1)),
-            *((few, jacobians, False, False) for jacobians in range(JACOBIANS, 0, -1)),
-            *((fitted, 1, False, False) for fitted in range(few - 1, 0, -1)),
+            (most, JACOBIANS, leaders, wide),
+            *((fitted, JACOBIANS, leaders, False) for fitted in range(most, few - 1, -1)),
+            (few, JACOBIANS, one, False),
+            *((few, jacobians, 0, False) for jacobians in range(JACOBIANS, 0, -1)),
+            *((fitted, 1, 0, False) for fitted in range(few - 1, 0, -1)),
         ]
 
-    def _plan(self, fitted: int, jacobians: int, raced: bool, widened: bool) -> Plan:
-        runners = self.runners if raced else []
-        kinds = [sum(each.is_stock == stock for each in runners) for stock in (True, False)]
+    def _plan(self, fitted: int, jacobians: int, leaders: int, widened: bool) -> Plan:
+        runners = self.runners if leaders else []
+        kinds = [stock_among(runners), len(runners) - stock_among(runners)]
         starts = self.family.most_starts + sum(map(finalists, kinds))
-        leaders = min(LEADERS, starts) if runners else 1
+        descents = min(max(leaders, 1), starts)
         member = max(
             [*self.family.starts.values(), *(each.student for each in runners)],
             key=lambda student: student.queries,
         )
         n = member.evaluations
         cost = starts * n * (fitted + self.held) + race_cost(runners, fitted)
-        cost += (leaders - 1 + jacobians) * self._descent(member, fitted)
+        cost += (descents - 1 + jacobians) * self._descent(member, fitted)
         if widened:
             begun = with_start(member)
             wide = in_bands(begun, BANDS)
             prior = GaussianPrior(np.zeros(1), np.ones((2, 1, 1)))
             for student in (begun, wide, with_gaussian(wide, prior)):
                 cost += n * fitted + WIDE_JACOBIANS * self._descent(student, fitted)
-        return Plan(fitted, jacobians, raced, widened, cost, self.checking)
+        return Plan(fitted, jacobians, leaders, widened, cost, self.checking)
 
     def _descent(self, student: Student, fitted: int) -> int:
         """Of one Jacobian at most: its differences, its steps, and a look at the latents held out."""

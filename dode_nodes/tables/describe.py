@@ -14,11 +14,13 @@ import numpy as np
 from .choice import asked_steps, part_for_steps
 from .free_outputs import GAUSSIAN, START
 from .gate import is_number
-from .provenance import IPNDM, PLAIN_SOLVER, ROW_GIVEN, StockSetting
+from .provenance import IPNDM, PLAIN, PLAIN_SOLVER, ROW_GIVEN, StockSetting
 from .row import LambdaRow, shown_hash
 from .table import LambdaTable
 
 _NOTHING = "–"
+_ENOUGH = 8
+"""Latents for a ratio to be told."""
 _FREE = {START: "the start", GAUSSIAN: "the Gaussian denoiser"}
 
 
@@ -155,14 +157,18 @@ def _error_without_weights(row: LambdaRow) -> float | None:
 def headline(row: LambdaRow) -> str | None:
     """In everyone's words how near it comes; None where latents of its own do not tell."""
     unseen = row.unseen
-    if unseen is None or not unseen.dode.rms or not unseen.stock.rms:
+    if unseen is None or unseen.latents < _ENOUGH or not unseen.dode.rms or not unseen.stock.rms:
         return None
-    dode, of_stock = unseen.dode.rms, unseen.stock.rms
+    what, dode, of_stock = amount(row.paid_steps, row.nfe), unseen.dode.rms, unseen.stock.rms
+    rival = f"plain {row.plain.solver}" if row.best_stock is None else _best_of(row.best_stock)
+    if row.origin.kind == PLAIN:
+        return f"{what}: nothing that was fitted comes nearer than {rival}, so this is that setting"
     near, far = min(dode, of_stock), max(dode, of_stock)
     how = f"{far / near:.2g} times {'nearer to' if dode <= of_stock else 'farther from'}"
-    stock = row.best_stock
-    rival = f"plain {row.plain.solver}" if stock is None else f"the best stock setting ({_setting(stock)})"
-    return f"{amount(row.paid_steps, row.nfe)}: {how} the slow sampler's pictures than {rival}"
+    needs = ""
+    if (count := unseen.stock_needs) is not None:
+        needs = f", which needs {count if count <= 2 * row.nfe else f'more than {2 * row.nfe}'} for it"
+    return f"{what}: {how} the slow sampler's pictures than {rival}{needs}"
 
 
 def headlines(table: LambdaTable) -> list[str]:
@@ -171,7 +177,13 @@ def headlines(table: LambdaTable) -> list[str]:
     return [line for row in rows.values() if (line := headline(row)) is not None]
 
 
-def _setting(stock: StockSetting) -> str:
+def _best_of(stock: StockSetting) -> str:
+    what = "the best stock setting" if stock.tried is None else f"the best of {stock.tried} stock settings"
+    return f"{what} ({setting_text(stock)})"
+
+
+def setting_text(stock: StockSetting) -> str:
+    """As people set it: sampler, scheduler, ending."""
     ending = " without the penultimate σ" if stock.discard_penultimate else ""
     return f"{stock.sampler}, {stock.scheduler}{ending}"
 
@@ -208,7 +220,9 @@ def _notes_on_error(row: LambdaRow) -> list[str]:
     elif report.get("checked") is False:
         notes.append("not checked: there was only one latent, and λ was fitted on it")
     if (best := row.best_stock) is not None:
-        notes.append(f"best stock setting: {_setting(best)}, {number(best.error)} on {best.latents} latents")
+        notes.append(
+            f"best stock setting: {setting_text(best)}, {number(best.error)} on {best.latents} latents"
+        )
     if (own := report.get("teacher_error")) is not None:
         notes.append(f"the teacher's own error: at most about {number(own)}")
     return notes

@@ -153,12 +153,15 @@ class Unseen:
         dode: the row's distances.
         stock: those of the best stock setting, or of the plain solver where none was looked for.
         nearer: the share of the latents that the row brings nearer than stock.
+        stock_needs: with how many evaluations the stock setting comes as near; one more than twice the row's where
+            it does not by then. None where that was not looked for.
     """
 
     latents: int
     dode: Distances
     stock: Distances
     nearer: float
+    stock_needs: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("dode", "stock"):
@@ -168,10 +171,12 @@ class Unseen:
             raise DodeError("'unseen' needs the number of latents it was measured on")
         if not is_number(self.nearer) or not 0 <= self.nearer <= 1:
             raise DodeError("'unseen': 'nearer' must be a number from 0 to 1")
+        if self.stock_needs is not None and (not is_count(self.stock_needs) or self.stock_needs < 1):
+            raise DodeError("'unseen': 'stock_needs' must be a number of evaluations")
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return asdict(self)
+        """What is known."""
+        return _known(self)
 
 
 @dataclass(frozen=True)
@@ -183,6 +188,7 @@ class StockSetting:
         error: its RMS distance to the teacher's end.
         latents: how many that was measured on.
         discard_penultimate: whether the schedule lacks its σ before 0.
+        tried: the best of how many settings it is; None where that is not known.
     """
 
     sampler: str
@@ -190,6 +196,7 @@ class StockSetting:
     error: float
     latents: int
     discard_penultimate: bool = False
+    tried: int | None = None
 
     def __post_init__(self) -> None:
         if not is_name(self.sampler) or not is_name(self.scheduler):
@@ -198,10 +205,12 @@ class StockSetting:
             raise DodeError("a stock setting needs an error and the number of latents it was measured on")
         if not isinstance(self.discard_penultimate, bool):
             raise DodeError("a stock setting's discard_penultimate must be true or false")
+        if self.tried is not None and (not is_count(self.tried) or self.tried < 1):
+            raise DodeError("a stock setting's 'tried' must be a number of settings")
 
     def to_json(self) -> dict[str, Any]:
-        """All fields."""
-        return {each.name: getattr(self, each.name) for each in fields(self)}
+        """What is known."""
+        return _known(self)
 
 
 @dataclass(frozen=True)
@@ -256,6 +265,10 @@ class Lora:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def _known(part: Any) -> dict[str, Any]:
+    return {name: value for name, value in asdict(part).items() if value is not None}
 
 
 def read(part: type[Part], facts: Any, what: str) -> Part:

@@ -173,7 +173,7 @@ def test_the_command_finds_what_one_process_finds(tmp_path: Path, capsys: pytest
     printed = capsys.readouterr().out.splitlines()
     assert len(out.splitlines()) == len(printed)  # once, by one rank
     assert out.splitlines()[0] == printed[0]
-    (greedy, refined), (alone_greedy, alone_refined) = (
+    (greedy, *_, refined), (alone_greedy, *_, alone_refined) = (
         LambdaTable.load(path).rows for path in (together, alone)
     )
     # The network is float32, and rounds otherwise in other batches; where an error is flat, weights follow.

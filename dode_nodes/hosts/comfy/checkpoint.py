@@ -17,6 +17,7 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...fit.pipeline import Recipe
 from ...fit.progress import Reporter
+from ...fit.quality import start_schedule
 from ...sampling.solvers import use_host
 from .guiders import Conditioning, cfg_guider
 from .host_samplers import host_names, host_sampler
@@ -36,7 +37,7 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
     use_host(host_sampler, host_names)
     latent = _empty_latent(*(options.size or _SIZE))
     model, clip = _load(options.checkpoint)
-    scheduler = options.schedule or ("simple" if is_flow(model) else "karras")
+    scheduler = options.schedule or start_schedule(flow=is_flow(model))
     if scheduler not in comfy.samplers.SCHEDULER_NAMES:
         names = ", ".join(comfy.samplers.SCHEDULER_NAMES)
         raise DodeError(f"no schedule is called '{scheduler}'; this ComfyUI has {names}")

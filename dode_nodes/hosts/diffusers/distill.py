@@ -14,9 +14,11 @@ from torch import Tensor
 from ... import __version__
 from ...errors import DodeError
 from ...fit.consistency import check_consistency, consistency_cost
+from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Latents
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress, Reporter
+from ...fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
 from ...sampling.schedules import NoiseSchedule, make_sigmas
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
@@ -25,7 +27,6 @@ from .host_schedule import HostSchedule, without_table
 from .model_facts import model_facts
 from .prompts import Prompt, arguments_of, check_arguments, check_begins_with_noise
 
-_RECIPE = Recipe(refine_budget=4.0)
 _MICRO_BATCH = 4
 """Latents that fit most GPUs at once; fewer are taken where memory runs out."""
 
@@ -40,10 +41,12 @@ class Request:
         cfg: the guidance scale.
         negative_prompt: of all prompts that are texts.
         schedule: the students' to begin with, by ComfyUI's names; None for karras, or simple for a flow model.
-        latents: noises to distil on; a quarter is held out.
+        quality: how much work it may be: "quick", "good" or "best" (``fit.quality``).
+        latents: noises to distil on, of which a quarter is held out; None for what the quality says. Some more are for
+            the rows' figures.
         seed: of the noises.
         micro_batch: latents evaluated at a time; None for 4.
-        recipe: what to fit, and how.
+        recipe: what to fit, and how; None for what the quality says.
         call: other arguments of the pipeline's call: height, width, a ControlNet's image, …
     """
 
@@ -52,11 +55,27 @@ class Request:
     cfg: float
     negative_prompt: str | None = None
     schedule: str | None = None
-    latents: int = 16
+    quality: str = GOOD
+    latents: int | None = None
     seed: int = 0
     micro_batch: int | None = None
-    recipe: Recipe = _RECIPE
+    recipe: Recipe | None = None
     call: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def count(self) -> int:
+        """Of the latents."""
+        if self.latents is not None:
+            return self.latents
+        return max(quality_of(self.quality).latents, 2 * len(self.prompts))
+
+    @property
+    def wanted(self) -> Recipe:
+        """What to fit."""
+        if self.recipe is not None:
+            return self.recipe
+        budget = quality_of(self.quality).budget(len(set(self.steps)))
+        return Recipe(solvers=[START_SOLVER], refine_budget=budget, or_stock=self.schedule is None)
 
 
 class Distillation:
@@ -78,12 +97,12 @@ class Distillation:
         self._pipe, self._request, self._reporter = pipe, request, reporter
         self._host = HostSchedule(without_table(pipe.scheduler.config))
         fewest = max(2, len(request.prompts))
-        if not request.prompts or request.latents < fewest:
+        if not request.prompts or request.count < fewest:
             raise DodeError(
-                f"{len(request.prompts)} prompts need at least {fewest} latents, not {request.latents}: "
+                f"{len(request.prompts)} prompts need at least {fewest} latents, not {request.count}: "
                 "some are held out to check λ"
             )
-        if any(callable(solver) for solver in request.recipe.solvers):
+        if any(callable(solver) for solver in request.wanted.solvers):
             raise DodeError("name the solvers: a table cannot hold a function, and pipelines run tables only")
         if self._host.inverted:
             raise DodeError(f"{type(pipe).__name__} cannot be distilled in: its t ascends")
@@ -98,8 +117,11 @@ class Distillation:
         noise_schedule = self._noise_schedule()
         schedules = self._schedules(noise_schedule)
         self._facts = model_facts(pipe)
-        self._latents = self._latents_of(arguments, float(schedules[0][0]))
-        self._pipeline = Pipeline(self._latents, schedules, self._recipe(noise_schedule))
+        begins = float(schedules[0][0])
+        generator = torch.Generator().manual_seed(request.seed)
+        self._latents = self._latents_of(arguments, begins, request.count, generator)
+        unseen = self._latents_of(arguments, begins, max(UNSEEN, len(arguments)), generator)
+        self._pipeline = Pipeline(self._latents, schedules, self._recipe(noise_schedule), unseen)
         self._middle = float(noise_schedule.sigmas[len(noise_schedule.sigmas) // 2])
         trials = consistency_cost(self._latents)
         self._total = trials + self._pipeline.cost.total
@@ -143,7 +165,7 @@ class Distillation:
 
     @property
     def _schedule(self) -> str:
-        return self._request.schedule or ("simple" if self._host.flow else "karras")
+        return self._request.schedule or start_schedule(flow=self._host.flow)
 
     def _schedules(self, noise_schedule: NoiseSchedule) -> list[Tensor]:
         schedules = []
@@ -159,11 +181,12 @@ class Distillation:
             raise DodeError("give at least one number of steps")
         return schedules
 
-    def _latents_of(self, arguments: Sequence[dict[str, Any]], sigma: float) -> Latents:
-        """Noise, and the prompts that it is for."""
+    def _latents_of(
+        self, arguments: Sequence[dict[str, Any]], sigma: float, count: int, generator: torch.Generator
+    ) -> Latents:
+        """The generator's next noises, and the prompts that they are for."""
         request, latent, flow = self._request, self._latent, self._host.flow
-        generator = torch.Generator().manual_seed(request.seed)
-        noise = torch.randn(request.latents, *latent.shape, generator=generator).to(latent.device)
+        noise = torch.randn(count, *latent.shape, generator=generator).to(latent.device)
         scale = self._host.init_noise_sigma(sigma)
         groups = [
             DrivenPipeline(self._pipe, of_prompt, latent, flow=flow).group(part, scale)
@@ -172,7 +195,7 @@ class Distillation:
         return Latents(groups, request.micro_batch or _MICRO_BATCH, free_first=not flow)
 
     def _recipe(self, noise_schedule: NoiseSchedule) -> Recipe:
-        request, recipe = self._request, self._request.recipe
+        request, recipe = self._request, self._request.wanted
         facts = {
             "cfg": request.cfg, "seed": request.seed, "prompts": len(request.prompts), "host": "diffusers",
             "scheduler": self._schedule, "host_version": diffusers.__version__, "package_version": __version__,
@@ -197,10 +220,11 @@ def distill_pipeline(
     *,
     negative_prompt: str | None = None,
     schedule: str | None = None,
-    latents: int = 16,
+    quality: str = GOOD,
+    latents: int | None = None,
     seed: int = 0,
     micro_batch: int | None = None,
-    recipe: Recipe = _RECIPE,
+    recipe: Recipe | None = None,
     reporter: Reporter | None = None,
     **call: Any,
 ) -> LambdaTable:
@@ -212,13 +236,24 @@ def distill_pipeline(
 
     Args:
         pipe: from noise to latents, by text; not img2img.
-        prompts, steps, cfg, negative_prompt, schedule, latents, seed, micro_batch, recipe, call: see ``Request``.
+        prompts, steps, cfg, negative_prompt, schedule, quality, latents, seed, micro_batch, recipe, call: see
+            ``Request``.
         reporter: told what it may cost, then of every evaluation; what it raises ends the work.
 
     Raises:
         DodeError: something does not fit the pipeline, or its answers are not finite.
     """
     request = Request(
-        prompts, steps, cfg, negative_prompt, schedule, latents, seed, micro_batch, recipe, dict(call)
+        prompts,
+        steps,
+        cfg,
+        negative_prompt,
+        schedule,
+        quality,
+        latents,
+        seed,
+        micro_batch,
+        recipe,
+        dict(call),
     )
     return Distillation(pipe, request, reporter).run()

@@ -88,10 +88,13 @@ def distil_and_sample(model: Any) -> dict[str, Any]:
         return prepared.EXECUTE_NORMALIZED(**inputs).args
 
     conds = {"positive": conditioning(0.1), "negative": conditioning(0.0), "cfg": 2.0}
+    (options,) = call(
+        "DODE_DistillOptions", cfgs="", latents=4, refine_budget=0.0, solver="euler", scheduler="karras",
+        teacher="dpmpp_2m", scale=4, prediction="noise", micro_batch=0,
+    )  # fmt: skip
     table, *_, summary = call(
-        "DODE_DistillLambdas", model=model, **conds, latent={"samples": torch.zeros(1, 4, 8, 8)}, latents=4,
-        seed=0, solver="euler", scheduler="karras", steps="6", scale=4, teacher="dpmpp_2m", prediction="noise",
-        micro_batch=0, save_name="host_process",
+        "DODE_DistillLambdas", model=model, **conds, latent={"samples": torch.zeros(1, 4, 8, 8)}, seed=0,
+        steps="6", quality="quick", save_name="host_process", options=options,
     )  # fmt: skip
     (result,) = call(
         "DODE_KSampler", model=model, **conds, seed=1, steps=6, denoise=1.0, table=table, solver="any",

@@ -35,8 +35,14 @@ class NodeCalls:
     inputs: SimpleNamespace
 
     def distil(self, model: Any, **changes: Any) -> tuple[Any, ...]:
-        """Distill λ."""
-        return self.run(self.pack.DistillLambdas, model=model, **(self.inputs.distil | changes))
+        """Distill λ, with Distill λ options where it has no such input."""
+        own = {each.id for each in self.pack.DistillLambdas.define_schema().inputs}
+        asked = self.inputs.distil | {name: value for name, value in changes.items() if name in own}
+        if "options" not in asked:
+            further = {name: value for name, value in changes.items() if name not in own}
+            (options,) = self.run(self.pack.DistillOptions, **(self.inputs.options | further))
+            asked["options"] = options
+        return self.run(self.pack.DistillLambdas, model=model, **asked)
 
     def table(self, model: Any, **changes: Any) -> LambdaTable:
         """What Distill λ finds."""

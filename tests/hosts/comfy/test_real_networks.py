@@ -88,7 +88,7 @@ def _audio() -> tuple[Any, Any, tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("make", [_unet, _unet_v, _sd3, _wan, _audio])
-def test_distil_sample_and_apply(make, run_node, pack, inputs):
+def test_distil_sample_and_apply(make, run_node, pack, dode):
     import comfy.sample
 
     with torch.inference_mode(False):
@@ -103,9 +103,7 @@ def test_distil_sample_and_apply(make, run_node, pack, inputs):
         "steps": "5",
         "scale": 3,
     }
-    table = run_node(
-        pack.DistillLambdas, model=model, **(inputs.distil | changes | {"scheduler": scheduler, "cfg": 1.5})
-    )[0]
+    table = dode.table(model, **changes, scheduler=scheduler, cfg=1.5)
     (row,) = table.rows
     assert row.error_from() <= row.errors.stock
 
@@ -129,7 +127,7 @@ def test_distil_sample_and_apply(make, run_node, pack, inputs):
 
 
 @pytest.mark.parametrize("kind", ["eps", "flow"])
-def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, inputs):
+def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, dode):
     model, positive, negative, _ = run_node(pack.DemoModel, kind=kind, digit=3)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
     scheduler = {"eps": "karras", "flow": "simple"}[kind]
@@ -140,7 +138,7 @@ def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, inputs):
         "steps": "8",
         "scheduler": scheduler,
     }
-    table = run_node(pack.DistillLambdas, model=model, **(inputs.distil | changes))[0]
+    table = dode.table(model, **changes)
     _, _, stock, dode, teacher = run_node(
         pack.CompareSamplers, model=model, positive=positive, negative=negative, cfg=2.0, latent=latent,
         table=table, steps=8, solver="any", pictures=6, seed=99, scale=10,

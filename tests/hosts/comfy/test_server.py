@@ -38,10 +38,18 @@ def distil_prompt(**changes: Any) -> dict[str, Any]:
     """Distil λ on the demo model: a second's work."""
     inputs = {
         "model": ["demo", 0], "positive": ["demo", 1], "negative": ["demo", 2], "latent": ["empty", 0],
-        "cfg": 2.0, "latents": 4, "seed": 0, "solver": "euler", "scheduler": "karras", "steps": "4", "scale": 3,
-        "teacher": "dpmpp_2m", "prediction": "noise", "micro_batch": 0, "save_name": "table",
+        "cfg": 2.0, "seed": 0, "steps": "4", "quality": "quick", "save_name": "table", "options": ["options", 0],
     }  # fmt: skip
+    options = {
+        "cfgs": "", "latents": 4, "refine_budget": 0.0, "solver": "euler", "scheduler": "karras", "scale": 3,
+        "teacher": "dpmpp_2m", "prediction": "noise", "micro_batch": 0,
+    }  # fmt: skip
+    further = {
+        name: value for name, value in changes.items() if name in {*options, "positive_2", "positive_3"}
+    }
+    changes = {name: value for name, value in changes.items() if name not in further}
     return demo_nodes("eps") | {
+        "options": {"class_type": "DODE_DistillOptions", "inputs": options | further},
         "distil": {"class_type": "DODE_DistillLambdas", "inputs": inputs | changes},
     }
 

@@ -7,32 +7,27 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import comfy.samplers
-import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
 from ....errors import DodeError, TableError
 from ....fit.pipeline import Recipe
-from ....fit.teacher import Teacher
+from ....fit.quality import GOOD, QUALITIES, START_SOLVER, Quality, quality_of, start_schedule
+from ....fit.steps import parse_steps
 from ....tables import plots
 from ....tables.describe import headlines, table_text
-from ....tables.row import PREDICTIONS
 from .. import auto_table, pins, table_files
 from ..graph_facts import GraphFacts
 from ..guiders import Conditioning, Guider, guiders_for
-from ..host_samplers import student_names, teacher_names
-from ..job import Distillation, Distilled, Request, Schedule, parse_steps, schedule, schedules_of
+from ..job import Distillation, Distilled, Request, Schedule, schedule, schedules_of
 from ..messages import remark, show_text
+from ..model_facts import is_flow
 from ..pictures import draw
 from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
-from .distill_options import NO_RANGE, Options, Range
+from .distill_options import AUTO, USUAL, Expert, Options
 from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, save_name_input, seed_input
-
-AUTO = "auto"
-"""Distil for both predictions and keep the one with the smaller held-out error."""
 
 
 class DistillLambdas(io.ComfyNode):
@@ -41,22 +36,12 @@ class DistillLambdas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        more_positives = [
-            io.Conditioning.Input(
-                f"positive_{i}",
-                optional=True,
-                tooltip="Another prompt. All prompts get an equal share of the latents, so that λ is not fitted "
-                "to a single picture.",
-            )
-            for i in (2, 3, 4)
-        ]
         return io.Schema(
             node_id="DODE_DistillLambdas",
             display_name="Distill λ",
             category=CATEGORY,
-            description="Makes a λ table for this model. Runs a many-step teacher and a few-step student once, "
-            "finds one λ per network evaluation by least squares, and saves the table. With a refine_budget, "
-            "it then fits the whole solver to the teacher's results.",
+            description="Makes a λ table: a few-step sampler for this model that ends where a slow one ends. The slow "
+            "sampler (the teacher) runs once, a few-step solver is fitted to it, and the table is saved.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
@@ -70,84 +55,27 @@ class DistillLambdas(io.ComfyNode):
                     tooltip="An empty latent of the size you sample at. λ is fitted from pure noise, so a picture or "
                     "a mask gives an error. The batch size has no effect.",
                 ),
-                io.Int.Input(
-                    "latents",
-                    default=16,
-                    min=2,
-                    max=1024,
-                    tooltip="How many noises to distil on. A quarter of them is held out to check λ. More take "
-                    "longer, and λ fits new noises better.",
-                ),
-                seed_input("Seed of the noises. If you change it, the node distils again.", changes=False),
-                io.Combo.Input(
-                    "solver",
-                    options=student_names(),
-                    default="euler",
-                    tooltip="The few-step sampler to improve. Only samplers that can be distilled are listed.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=comfy.samplers.SCHEDULER_NAMES,
-                    default="karras",
-                    tooltip="The σ schedule of the student. Ignored if sigmas are connected.",
-                ),
                 io.String.Input(
                     "steps",
-                    default="5, 6, 8, 10",
-                    tooltip="The student's steps: one number or several, such as 5, 6, 8 or 2-12. The teacher runs only "
-                    "once for all of them. Ignored if sigmas are connected.",
-                ),
-                io.Int.Input(
-                    "scale",
-                    default=10,
-                    min=1,
-                    max=100,
-                    tooltip="Teacher steps per student step (C in the paper). The teacher is most of the work.",
+                    default="6",
+                    tooltip="The steps you want to sample with: one number or several, such as 5, 6, 8 or 2-12. The "
+                    "slow sampler runs only once for all of them.",
                 ),
                 io.Combo.Input(
-                    "teacher",
-                    options=teacher_names(),
-                    default="dpmpp_2m",
-                    tooltip="The sampler to follow. It runs with many steps.",
+                    "quality",
+                    options=list(QUALITIES),
+                    default=GOOD,
+                    tooltip="How much work it may be. "
+                    + ". ".join(f"{name}: {quality.words}" for name, quality in QUALITIES.items())
+                    + ". What it will cost is said before it starts.",
                 ),
-                io.Combo.Input(
-                    "prediction",
-                    options=[AUTO, *PREDICTIONS],
-                    default=AUTO,
-                    tooltip="What λ corrects: the predicted noise, or the predicted picture (data). auto tries "
-                    "both and keeps the one with the smaller held-out error.",
-                ),
-                io.Int.Input(
-                    "micro_batch",
-                    default=0,
-                    min=0,
-                    max=1024,
-                    tooltip="How many latents to evaluate at once. λ stays the same. 0 uses as many as fit into memory "
-                    "by ComfyUI's own estimate. If memory runs out, the node goes on with half as many.",
-                ),
+                seed_input("Seed of the noises. If you change it, the node distils again.", changes=False),
                 save_name_input(),
-                *more_positives,
-                io.Sigmas.Input(
-                    "sigmas",
-                    optional=True,
-                    tooltip="Your own schedule for the student, in place of scheduler and steps. It must end at 0.",
-                ),
-                io.Float.Input(  # the last widget: a saved graph holds its values by their place
-                    "refine_budget",
-                    default=0.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.5,
-                    optional=True,
-                    tooltip="Refining fits the whole few-step solver, weights and σ, to the teacher's last state. "
-                    "The budget is a multiple of the teacher's cost: at 4, the fit may take four times as long as "
-                    "the teacher. It sets how many latents and iterations are used. 0 = off.",
-                ),
                 guider_input(),
                 Options.Input(
                     "options",
                     optional=True,
-                    tooltip="Further cfgs and sizes that the table is to be good for, from Distill λ options.",
+                    tooltip="More prompts, cfgs and sizes, and how the fit works, from Distill λ options.",
                 ),
             ],
             outputs=[
@@ -180,75 +108,43 @@ class DistillLambdas(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, quality: Any = GOOD) -> bool | str:
+        """A graph of an earlier version holds other inputs in these places; ComfyUI asks before anything runs."""
+        if quality is None or quality in QUALITIES:  # None: what is linked
+            return True
+        return (
+            f"choose a quality, {', '.join(QUALITIES)}, and look at cfg, steps and save_name: this graph was saved with "
+            "an earlier version of this node. latents, solver, scheduler, scale, teacher, prediction, micro_batch, "
+            "refine_budget, sigmas and further prompts are inputs of 'Distill λ options' now"
+        )
+
+    @classmethod
     def execute(
         cls,
         cfg: float,
         latent: dict[str, Any],
-        latents: int,
-        seed: int,
-        solver: str,
-        scheduler: str,
         steps: str,
-        scale: int,
-        teacher: str,
-        prediction: str,
-        micro_batch: int,
+        quality: str,
+        seed: int,
         save_name: str,
         model: ModelPatcher | None = None,
         positive: Conditioning | None = None,
         negative: Conditioning | None = None,
-        positive_2: Conditioning | None = None,
-        positive_3: Conditioning | None = None,
-        positive_4: Conditioning | None = None,
-        sigmas: torch.Tensor | None = None,
-        refine_budget: float = 0.0,
         guider: Guider | None = None,
-        options: Range = NO_RANGE,
+        options: Expert = USUAL,
     ) -> io.NodeOutput:
         """Distil, save, report."""
-        positives = {
-            "positive": positive, "positive_2": positive_2, "positive_3": positive_3, "positive_4": positive_4,
-        }  # fmt: skip
-        if guider is not None and options.cfgs:
-            raise DodeError(
-                "empty cfgs in Distill λ options, or disconnect the guider: it has a cfg of its own"
-            )
-        guiders = [
-            each
-            for scale in dict.fromkeys([cfg, *options.cfgs])
-            for each in guiders_for(guider, model, positives, negative, scale)
-        ]
-        model = guiders[0].model_patcher
-        for each in (latent, *options.latents):
-            check_empty(model, each)
         node_id = cls.hidden.unique_id
-        stem = table_files.place_for(save_name)
         graph = GraphFacts.of(cls.hidden.prompt, node_id)
+        remark(node_id, _gone(cls.hidden.prompt, node_id))
+        request = _request(
+            guiders=_guiders(guider, model, positive, negative, cfg, options),
+            latent=latent, steps=steps, quality=quality_of(quality), seed=seed, options=options,
+        )  # fmt: skip
+        model = request.model
+        stem = table_files.place_for(save_name)
         if is_applied(model):
             remark(node_id, ["'Apply λ to model' has no effect here: distilling ignores λ"])
-        schedules = (
-            [schedule(model, solver, scheduler, n) for n in parse_steps(steps)]
-            if sigmas is None
-            else [Schedule(sigmas.cpu(), None)]
-        )
-        recipe = Recipe(
-            solvers=[solver],
-            predictions=PREDICTIONS if prediction == AUTO else [prediction],
-            teacher=Teacher(teacher, scale),
-            refine_budget=refine_budget,
-            settings={"scheduler": scheduler if sigmas is None else "sigmas"},
-            make_sigmas=schedules_of(model) if sigmas is None else None,
-        )
-        request = Request(
-            guiders=guiders,
-            latent=fitting_latent(model, latent),
-            latents=latents,
-            seed=seed,
-            schedules=schedules,
-            recipe=recipe,
-            micro_batch=micro_batch,
-            further=[fitting_latent(model, each) for each in options.latents],
-        )
         with ProgressReporter(model, request.latent, node_id) as reporter:
             distillation = Distillation(request, reporter)
             try:
@@ -271,9 +167,81 @@ class DistillLambdas(io.ComfyNode):
         )
 
 
+_NOW_OPTIONS = (
+    "latents", "solver", "scheduler", "scale", "teacher", "prediction", "micro_batch", "refine_budget", "sigmas",
+    "positive_2", "positive_3", "positive_4",
+)  # fmt: skip
+"""Inputs that this node had once."""
+
+
+def _gone(prompt: Any, node_id: str | None) -> list[str]:
+    """That inputs of an earlier version, which ComfyUI passes over, have no effect."""
+    inputs = ((prompt or {}).get(node_id) or {}).get("inputs", {})
+    gone = [name for name in _NOW_OPTIONS if name in inputs]
+    if not gone:
+        return []
+    return [f"set {', '.join(gone)} on 'Distill λ options': here they have no effect any more"]
+
+
+def _guiders(
+    guider: Guider | None,
+    model: ModelPatcher | None,
+    positive: Conditioning | None,
+    negative: Conditioning | None,
+    cfg: float,
+    options: Expert,
+) -> list[Guider]:
+    """One for each prompt at each guidance."""
+    if guider is not None and options.cfgs:
+        raise DodeError("empty cfgs in Distill λ options, or disconnect the guider: it has a cfg of its own")
+    further = {f"positive_{i}": each for i, each in enumerate(options.positives, 2)}
+    positives = {"positive": positive} | further
+    return [
+        each
+        for scale in dict.fromkeys([cfg, *options.cfgs])
+        for each in guiders_for(guider, model, positives, negative, scale)
+    ]
+
+
+def _request(
+    guiders: list[Guider], latent: dict[str, Any], steps: str, quality: Quality, seed: int, options: Expert
+) -> Request:
+    """What the inputs ask for."""
+    model = guiders[0].model_patcher
+    for each in (latent, *options.latents_of):
+        check_empty(model, each)
+    auto = options.scheduler == AUTO
+    scheduler = start_schedule(flow=is_flow(model)) if auto else options.scheduler
+    solver = START_SOLVER if options.solver == AUTO else options.solver
+    own = options.sigmas is not None
+    schedules = (
+        [Schedule(options.sigmas, None)]
+        if options.sigmas is not None
+        else [schedule(model, solver, scheduler, n) for n in parse_steps(steps)]
+    )
+    recipe = Recipe(
+        solvers=[solver],
+        predictions=options.predictions,
+        teacher=options.teacher,
+        refine_budget=options.budget(quality, len(schedules)),
+        settings={"scheduler": "sigmas" if own else scheduler},
+        make_sigmas=None if own else schedules_of(model),
+        or_stock=auto and options.solver == AUTO,
+    )
+    return Request(
+        guiders=guiders,
+        latent=fitting_latent(model, latent),
+        latents=options.count(quality, len(guiders) * (1 + len(options.latents_of))),
+        seed=seed,
+        schedules=schedules,
+        recipe=recipe,
+        micro_batch=options.micro_batch,
+        further=[fitting_latent(model, each) for each in options.latents_of],
+    )
+
+
 def _save(distilled: Distilled, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
-    """Save the table; whatever comes of it, the node still gives its outputs. With its name, and where it "
-    "is."""
+    """Save the table; whatever comes of it, the node still gives its outputs. With its name, and where it is."""
     remarks = list(distilled.remarks)
     try:
         place = table_files.save(distilled.table, stem)

@@ -58,7 +58,7 @@ When you press Run again, Distill λ keeps its result until you change one of it
       type: "DODE_DistillLambdas",
       at: [390, 0],
       size: [640, 1084],
-      widgets: { cfg: 2, scheduler: "beta", steps: "5", save_name: "first_steps", refine_budget: 4 },
+      widgets: { cfg: 2, steps: "5", save_name: "first_steps" },
     },
     compare: {
       type: "DODE_Compare",
@@ -126,7 +126,8 @@ You then find the table in **Load λ table** (press R to refresh). The example *
   links: `
     checkpoint.CLIP prompt.clip          checkpoint.CLIP another.clip      checkpoint.CLIP negative.clip
     checkpoint.MODEL distil.model        prompt.CONDITIONING distil.positive
-    another.CONDITIONING distil.positive_2   negative.CONDITIONING distil.negative
+    another.CONDITIONING options.positive_2   options.options distil.options
+    negative.CONDITIONING distil.negative
     latent.LATENT distil.latent
     checkpoint.MODEL sampler.model       prompt.CONDITIONING sampler.positive
     negative.CONDITIONING sampler.negative   latent.LATENT sampler.latent_image

@@ -307,7 +307,7 @@ def other_packs_samplers(dode, monkeypatch):
 
 @pytest.mark.usefixtures("other_packs_samplers")
 def test_samplers_of_other_packs_are_offered_where_they_are_deterministic(dode):
-    node = dode.inputs_of("DODE_DistillLambdas")
+    node = dode.inputs_of("DODE_DistillOptions")
     offered = [name.removeprefix("my_") for name in node["solver"].options if name.startswith("my_")]
     assert offered == list(OFFERED)
     assert "my_notes" in dode.inputs_of("DODE_KSampler")["solver"].options
@@ -328,7 +328,7 @@ def test_a_list_does_not_wait_for_slow_samplers_to_be_proved(dode, other_packs_s
         return OFFERED["slow"](counting, x, sigmas, extra_args, callback, disable)
 
     monkeypatch.setattr(comfy.k_diffusion.sampling, "sample_my_slow", counted)
-    inputs = dode.inputs_of("DODE_DistillLambdas")
+    inputs = dode.inputs_of("DODE_DistillOptions")
     assert "my_slow" in inputs["solver"].options
     assert evaluations == 4
     teachers = [name for name in inputs["teacher"].options if name.startswith("my_")]

@@ -133,7 +133,7 @@ def test_a_sampler_of_another_pack_is_offered_and_distils(make_model, dode, monk
 
     monkeypatch.setattr(k_diffusion, "sample_ralston", sample_ralston, raising=False)
     monkeypatch.setattr(comfy.samplers, "SAMPLER_NAMES", [*comfy.samplers.SAMPLER_NAMES, "ralston"])
-    offered = dode.pack.DistillLambdas.INPUT_TYPES()["required"]["solver"][1]["options"]
+    offered = dode.pack.DistillOptions.INPUT_TYPES()["required"]["solver"][1]["options"]
     assert "ralston" in offered
     table = dode.table(make_model(), solver="ralston", steps="6")
     assert table.rows[0].evaluations == (2, 2, 2, 2, 2, 1)
@@ -334,9 +334,7 @@ def test_bad_input_is_refused_before_any_evaluation(changes, message, make_model
 def test_a_range_of_cfg_and_sizes_is_fitted_together(make_model, dode):
     model = make_model()
     large = {"samples": torch.zeros(1, 4, 6, 6)}
-    options = dode.run(dode.pack.DistillOptions, cfgs="4, 7", latent_2=large)[0]
-    assert options.cfgs == (4.0, 7.0)
-    table, _, *latents, _ = dode.distil(model, options=options, latents=12, steps="4", cfg=2.0)
+    table, _, *latents, _ = dode.distil(model, cfgs="4, 7", latent_2=large, latents=12, steps="4", cfg=2.0)
     settings = table.rows[0].settings
     assert (settings["cfg"], settings["cfg_range"]) == (2.0, [2.0, 7.0])
     assert (settings["groups"], settings["prompts"], settings["latents"]) == (6, 1, 12)
@@ -358,7 +356,7 @@ def test_a_range_of_cfg_and_sizes_is_fitted_together(make_model, dode):
 def test_a_range_that_cannot_be_is_refused(cfgs, changes, why, make_model, dode):
     model = make_model()
     with pytest.raises(DodeError, match=why):
-        dode.distil(model, options=dode.run(dode.pack.DistillOptions, cfgs=cfgs)[0], **changes)
+        dode.distil(model, cfgs=cfgs, **changes)
     assert model.model.evaluated == 0
 
 
@@ -366,14 +364,14 @@ def test_a_range_that_cannot_be_is_refused(cfgs, changes, why, make_model, dode)
     ("text", "steps"), [("5, 6;8", [5, 6, 8]), ("2-5", [2, 3, 4, 5]), ("4, 3-5", [4, 3, 5]), ("7-7", [7])]
 )
 def test_steps_are_numbers_or_ranges(text, steps, comfyui):
-    from dode_nodes.hosts.comfy.job import parse_steps
+    from dode_nodes.fit.steps import parse_steps
 
     assert parse_steps(text) == steps
 
 
 @pytest.mark.parametrize("text", ["", "5-", "6-4", "2-3-4", "0-3", "a", "-2", "2-1001"])
 def test_steps_that_are_none_are_refused(text, comfyui):
-    from dode_nodes.hosts.comfy.job import parse_steps
+    from dode_nodes.fit.steps import parse_steps
 
     with pytest.raises(DodeError, match="steps must be numbers such as"):
         parse_steps(text)
