@@ -1,4 +1,6 @@
-"""Two small diffusion models of handwritten digits, for demonstrations and tests without a download.
+"""Small diffusion models, for demonstrations and tests without a download: two of handwritten digits, and in `colour`
+one of coloured pictures, which is what people are shown. `catalogue` loads any of them by name.
 
-`models` loads them, `vae` turns their latents into images, `frechet` judges samples, `train` trains the models.
+Of the digits, `models` loads them, `vae` turns their latents into images, `frechet` judges samples, `train` trains the
+models.
 """

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -24,8 +25,8 @@ from ..sampling.sample import sample_dode
 from ..sampling.schedules import make_sigmas
 from ..tables.row import MAX_EVALUATIONS, LambdaRow
 from ..tables.table import LambdaTable
+from .catalogue import PICTURES
 from .models import DemoModel
-from .networks import CLASSES
 
 STUDENTS = ("euler", "dpmpp_2m", "ipndm")
 """What is distilled; what λ corrects, the held-out latents decide."""
@@ -35,6 +36,32 @@ TEACHER = Teacher("dpmpp_2m", scale=10)
 REFINE_BUDGET = 12.0
 """For weights and σ on all latents. With all by which the family can be widened it would take two and a half times as
 long."""
+
+
+@dataclass(frozen=True)
+class Usual:
+    """What a demo is of a model, if nobody says otherwise.
+
+    Attributes:
+        budgets: evaluations per picture.
+        cfg: scale of classifier-free guidance.
+        latents: to distil on, the held-out quarter included.
+        fresh_latents: to compare on.
+        students: what is distilled.
+        refine_budget: as a multiple of the teacher's cost.
+    """
+
+    budgets: tuple[int, ...] = (5, 8, 10)
+    cfg: float = 2.0
+    latents: int = 40
+    fresh_latents: int = 60
+    students: tuple[str, ...] = STUDENTS
+    refine_budget: float = REFINE_BUDGET
+
+
+DIGITS = Usual()
+USUAL = {PICTURES: Usual((4,), 5.0, latents=20, fresh_latents=20, students=("euler",))}
+"""Of models that are not digits. An evaluation of coloured pictures takes eight times as long."""
 
 STOCK_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm", "deis")
 STOCK_SCHEDULES = {"eps": ("karras", "beta"), "flow": ("simple", "beta")}
@@ -99,7 +126,7 @@ class Result:
 
     Attributes:
         trial: what was run.
-        latents: the last states, ``[B, 4, 8, 8]``.
+        latents: the last states, ``[B, C, H, W]``.
         errors: each latent's RMS distance to the converged one, ``[B]``.
     """
 
@@ -118,19 +145,19 @@ class Demo:
     """What the demo found.
 
     Attributes:
-        kind: of the model, "eps" or "flow".
+        model: the embedded model.
         budgets: evaluations per picture, ascending.
         cfg: scale of classifier-free guidance.
         seed: what the latents' own seeds follow from.
         latent_seeds: of the latents distilled on, the held-out ones last.
-        fresh_seeds: of the latents compared on; the digits take turns, 0 to 9.
+        fresh_seeds: of the latents compared on; the model's subjects take turns.
         table: a row per budget and student, refined ones last.
         results: of all trials.
         converged: the reference that errors are distances to.
         converged_error: its RMS distance to itself at half the steps.
     """
 
-    kind: str
+    model: DemoModel
     budgets: tuple[int, ...]
     cfg: float
     seed: int
@@ -174,38 +201,38 @@ def _held_out_error(result: Result) -> float:
 
 def run_demo(
     model: DemoModel,
-    budgets: Sequence[int] = (5, 8, 10),
+    budgets: Sequence[int] | None = None,
     *,
-    cfg: float = 2.0,
+    cfg: float | None = None,
     seed: int = 0,
-    latents: int = 40,
-    fresh_latents: int = 60,
+    latents: int | None = None,
+    fresh_latents: int | None = None,
     progress: Tell | None = None,
 ) -> Demo:
     """Distil, sample and measure.
 
     Args:
         model: the embedded model.
-        budgets: network evaluations per picture.
-        cfg: scale of classifier-free guidance.
+        budgets, cfg, latents, fresh_latents: see ``Usual``; None for what is usual of the model.
         seed: of the noise.
-        latents: to distil on, the held-out quarter included.
-        fresh_latents: to compare on.
         progress: told after every evaluation.
 
     Raises:
         DodeError: an argument is out of range, or the model's answers are not finite.
     """
-    budgets = tuple(sorted(set(budgets)))
-    check_settings(budgets, cfg, seed)
-    latent_seeds = seeds_to_fit(seed, latents)
-    fresh_seeds = range(latent_seeds.stop, latent_seeds.stop + fresh_latents)
+    usual = usual_of(model.name)
+    budgets, cfg = settings_of(model, budgets, cfg, seed)
+    latent_seeds = seeds_to_fit(seed, latents or usual.latents)
+    fresh_seeds = range(latent_seeds.stop, latent_seeds.stop + (fresh_latents or usual.fresh_latents))
     fresh = demo_latents(model, cfg, fresh_seeds, _MICRO_BATCH)
 
     name = STUDENT_SCHEDULE[model.kind]
     schedules = [_trial(model, "euler", name, _without_penultimate(model, n), n) for n in budgets]
     recipe = Recipe(
-        STUDENTS, teacher=TEACHER, refine_budget=REFINE_BUDGET, settings={"cfg": cfg, "seed": seed}
+        usual.students,
+        teacher=TEACHER,
+        refine_budget=usual.refine_budget,
+        settings={"cfg": cfg, "seed": seed},
     )
     pipeline = Pipeline(
         demo_latents(model, cfg, latent_seeds, _MICRO_BATCH), [trial.sigmas for trial in schedules], recipe
@@ -214,8 +241,8 @@ def run_demo(
     steps = max(REFERENCE_STEPS, REFERENCE_SCALE * budgets[-1])
     references = [_trial(model, REFERENCE_SOLVER, name, False, n) for n in (steps, steps // 2)]
 
-    to_sample = [*references, *stock, *schedules * (len(STUDENTS) + 1)]  # those, and a refined row each
-    sampling = fresh_latents * sum(trial.evaluations for trial in to_sample)
+    to_sample = [*references, *stock, *schedules * (len(usual.students) + 1)]  # those, and a refined row each
+    sampling = len(fresh_seeds) * sum(trial.evaluations for trial in to_sample)
     with Progress(pipeline.cost.total + sampling, progress) as work:
         fitting, measuring = work.split(pipeline.cost.total, sampling)
         rows = pipeline.run(fitting)
@@ -226,17 +253,37 @@ def run_demo(
             trials = [*distilled, *stock]
             ends = _sample(fresh, trials, f"{len(trials)} samplers", evaluator)
     return Demo(
-        kind=model.kind,
+        model=model,
         budgets=budgets,
         cfg=cfg,
         seed=seed,
         latent_seeds=latent_seeds,
         fresh_seeds=fresh_seeds,
-        table=LambdaTable(rows, model={"name": "embedded digits", "kind": model.kind}),
+        table=LambdaTable(rows, model=model.facts),
         results=tuple(_result(trial, end, converged) for trial, end in zip(trials, ends, strict=True)),
         converged=_result(references[0], converged, converged),
         converged_error=root_mean_square(converged - half),
     )
+
+
+def settings_of(
+    model: DemoModel, budgets: Sequence[int] | None, cfg: float | None, seed: int
+) -> tuple[tuple[int, ...], float]:
+    """The budgets, ascending, and cfg of a demo; None stands for what is usual.
+
+    Raises:
+        DodeError: as ``check_settings``.
+    """
+    usual = usual_of(model.name)
+    budgets = tuple(sorted(set(usual.budgets if budgets is None else budgets)))
+    cfg = usual.cfg if cfg is None else cfg
+    check_settings(budgets, cfg, seed)
+    return budgets, cfg
+
+
+def usual_of(name: str) -> Usual:
+    """What the demo of a model of this name is."""
+    return USUAL.get(name, DIGITS)
 
 
 def check_settings(steps: Sequence[int], cfg: float, seed: int) -> None:
@@ -260,12 +307,25 @@ def seeds_to_fit(seed: int, latents: int) -> range:
 
 
 def demo_latents(
-    model: DemoModel, cfg: float, seeds: Sequence[int], micro_batch: int | None = None
+    model: DemoModel,
+    cfg: float,
+    seeds: Sequence[int],
+    micro_batch: int | None = None,
+    subjects: Sequence[str] | None = None,
 ) -> Latents:
-    """Noise for each seed; the digits take turns."""
-    labels = torch.arange(len(seeds)) % CLASSES
+    """Noise for each seed; the subjects, by default the model's, take turns.
+
+    Raises:
+        DodeError: a subject is none that the model knows.
+    """
+    labels = model.labels(in_turns(subjects or model.subjects, len(seeds)))
     group = Group(model.denoiser(cfg), model.noise(seeds), lambda indices: {"labels": labels[indices]})
     return Latents([group], micro_batch)
+
+
+def in_turns(subjects: Sequence[str], count: int) -> list[str]:
+    """What so many latents are asked for."""
+    return list(islice(cycle(subjects), count))
 
 
 def _trial(model: DemoModel, solver: str, schedule: str, discard_penultimate: bool, steps: int) -> Trial:
@@ -302,7 +362,7 @@ def _of_row(schedules: Sequence[Trial], row: LambdaRow) -> Trial:
 
 
 def _sample(latents: Latents, trials: Sequence[Trial], stage: str, evaluator: Evaluator) -> list[Tensor]:
-    """Each trial's result, ``[B, 4, 8, 8]``."""
+    """Each trial's result, ``[B, C, H, W]``."""
     batches = latents.batches()
     return [
         in_order(batches, [

@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from ..errors import DodeError
 from ..sampling.denoiser import Denoiser, over_latent
 from ..sampling.schedules import NoiseSchedule, make_sigmas
-from .networks import LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet, UNet
+from .networks import CLASSES, LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet, UNet
+from .vae import decode_to_picture
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 KINDS = ("eps", "flow")
+"""Of the digits' models."""
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -53,6 +55,29 @@ class DemoModel:
     noise_schedule: NoiseSchedule
     latent_shape: tuple[int, int, int] = (LATENT_CHANNELS, 8, 8)
     unconditional: int | None = UNCONDITIONAL
+
+    @property
+    def name(self) -> str:
+        """As the command line calls it."""
+        return self.kind
+
+    @property
+    def facts(self) -> dict[str, str]:
+        """What a table says of it."""
+        return {"name": "embedded digits", "kind": self.kind}
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        """What to ask it for, in turns, where nobody says."""
+        return [str(digit) for digit in range(CLASSES)]
+
+    def labels(self, texts: Sequence[str]) -> Tensor:
+        """The denoiser's `labels` for these subjects, (B,) int64."""
+        return torch.tensor([int(text) for text in texts])
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        """What is shown of latents: (B, H, W), grey, or (B, H, W, 3), in [0, 1], on the CPU."""
+        return decode_to_picture(latents).squeeze(1).cpu()
 
     @property
     def sigmas(self) -> Tensor:

@@ -20,17 +20,16 @@ from ..tables import publish
 from ..tables.describe import columns, number, percent, table_json
 from ..tables.picture_grid import Block, PictureRow, picture_grid
 from ..tables.plots import Curve, Panel, error_against_evaluations_figure, lambda_figure
-from .experiment import Demo, Result, Trial
-from .networks import CLASSES
-from .vae import decode_to_picture
+from .experiment import Demo, Result, Trial, in_turns
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 FILES = ("lambda.safetensors", "grid.png", "error.png", "lambda.png", "demo.json")
 
+_COLUMNS = 10
 _GRID_BUDGETS = 2  # the smallest, where pictures differ most
-_AMPLIFIED = 4  # differences: what is seen there is hard to see in the pictures
+_AMPLIFIED = 4  # differences of digits: what is seen there is hard to see in the pictures
 
 
 class Pair(NamedTuple):
@@ -106,13 +105,13 @@ def demo_json(demo: Demo, command: str, seconds: float) -> dict[str, Any]:
             "numpy": np.__version__,
         },
         "settings": {
-            "model": demo.kind,
+            "model": demo.model.name,
             "steps": list(demo.budgets),
             "cfg": demo.cfg,
             "seed": demo.seed,
             "latent_seeds": list(demo.latent_seeds),
             "fresh_seeds": list(demo.fresh_seeds),
-            "labels": "the digits take turns, 0 to 9",
+            "subjects": list(demo.model.subjects),
         },
         "converged": _trial_json(demo.converged.trial) | {"from_half_the_steps": demo.converged_error},
         "comparison": [
@@ -204,12 +203,18 @@ def write_results(demo: Demo, folder: Path, *, command: str, seconds: float) -> 
 
 
 def grid_figure(demo: Demo) -> Figure:
-    """The digits 0 to 9 from the same noise by euler, the best stock sampler, the chosen D-variant, converged."""
-    goal = _pictures(demo.converged)
+    """From the same noise by euler, the best stock sampler, the chosen D-variant, converged: the first fresh latents."""
+    goal = _pictures(demo, demo.converged)
+    subjects = in_turns(demo.model.subjects, len(goal))
+    grey = goal.ndim == 3
+    blocks = [Block(f"Same noise, same network ({demo.model.name}), cfg {demo.cfg:g}", subjects)]
+    if grey:
+        blocks.append(Block(f"Difference from converged, × {_AMPLIFIED}", subjects))
 
     def row(words: str, result: Result, heads_group: bool) -> PictureRow:
-        pictures = _pictures(result)
-        images = np.concatenate([pictures, _AMPLIFIED * abs(pictures - goal)])
+        images = _pictures(demo, result)
+        if grey:
+            images = np.concatenate([images, _AMPLIFIED * abs(images - goal)])
         return PictureRow(f"{words}\n{result.trial.on}", images, result.trial.row is None, heads_group)
 
     rows = []
@@ -221,16 +226,12 @@ def grid_figure(demo: Demo) -> Figure:
             rows.append(row(words, result, heads_group=result is euler))
     trial = demo.converged.trial
     rows.append(row(f"converged: {trial.evaluations} × {trial.solver}", demo.converged, heads_group=True))
-    digits = [str(digit) for digit in range(CLASSES)]
-    title = f"Same noise, same network ({demo.kind}), cfg {demo.cfg:g}"
-    return picture_grid(
-        rows, [Block(title, digits), Block(f"Difference from converged, × {_AMPLIFIED}", digits)]
-    )
+    return picture_grid(rows, blocks)
 
 
-def _pictures(result: Result) -> np.ndarray:
-    """One of each digit, ``[10, 16, 16]``, 0 to 1."""
-    return decode_to_picture(result.latents[:CLASSES]).squeeze(1).numpy()
+def _pictures(demo: Demo, result: Result) -> np.ndarray:
+    """Of the first fresh latents, ``[N, H, W]`` or ``[N, H, W, 3]``, 0 to 1."""
+    return demo.model.pictures(result.latents[:_COLUMNS]).numpy()
 
 
 def error_figure(demo: Demo) -> Figure:

@@ -20,6 +20,7 @@ from .held_out import distances_of
 from .latents import Latents
 from .progress import Progress
 from .race import Entrant, MakeSigmas
+from .stock import steps_needed
 from .teacher import Targets, TeacherRun
 
 LATENTS = 8
@@ -102,7 +103,7 @@ class Headline:
     def _with_needs(
         self, row: LambdaRow, contender: Contender, targets: Targets, evaluator: Evaluator
     ) -> LambdaRow:
-        """With the evaluations that the stock setting needs to come as near, by bisection: more are nearer."""
+        """With the evaluations that the stock setting needs to come as near."""
         stock, unseen = contender.stock, row.unseen
         if (
             stock is None
@@ -111,18 +112,14 @@ class Headline:
             or unseen.stock.rms <= unseen.dode.rms
         ):
             return row
-        too_few, enough = row.nfe, 2 * row.nfe + 1
-        while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            tried = stock.with_evaluations(middle, self._make_sigmas)
-            if tried is None:
-                return row
-            distances = _distances(_as_run(tried), targets, evaluator)
-            if Distances.over(distances).rms <= unseen.dode.rms:
-                enough = middle
-            else:
-                too_few = middle
-        return replace(row, unseen=replace(unseen, stock_needs=enough))
+        make_sigmas = self._make_sigmas
+
+        def error_with(evaluations: int) -> float:
+            tried = stock.with_evaluations(evaluations, make_sigmas)
+            return math.inf if tried is None else _rms(_as_run(tried), targets, evaluator)
+
+        needs = steps_needed(row.nfe, unseen.dode.rms, error_with)
+        return replace(row, unseen=replace(unseen, stock_needs=needs))
 
 
 def _most_trials(evaluations: int) -> int:
@@ -151,6 +148,10 @@ def _measured(contender: Contender, targets: Targets, evaluator: Evaluator) -> L
     nearer = float((dode < stock).mean())
     unseen = Unseen(len(targets.latents), Distances.over(dode), Distances.over(stock), nearer)
     return replace(row, unseen=unseen, best_stock=contender.setting or row.best_stock)
+
+
+def _rms(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> float:
+    return Distances.over(_distances(run, targets, evaluator)).rms
 
 
 def _distances(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> np.ndarray:

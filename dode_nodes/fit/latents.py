@@ -250,6 +250,12 @@ def root_mean_square(difference: Tensor) -> float:
     return float(mean_squares(difference).mean().sqrt())
 
 
+def nearest_to_their_own(previews: Tensor, finished: Tensor) -> int:
+    """How many of the latents ``[B, C, *spatial]`` are nearer to the finished one of their noise than to the others."""
+    distances = torch.cdist(previews.double().flatten(1), finished.double().flatten(1))
+    return int((distances.argmin(1).cpu() == torch.arange(len(previews))).sum())
+
+
 def _check_latents(x: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise DodeError("x must be a floating-point tensor of shape [batch, channels, *spatial]")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -67,6 +67,27 @@ class Found:
                 "teacher_error": targets.own_error,
             },
         )
+
+
+def steps_needed(steps: int, error: float, error_with: Callable[[int], float]) -> int:
+    """The fewest steps beyond these with which a solver has no larger error, by bisection: more are nearer.
+
+    Args:
+        steps: that are too few.
+        error: to be reached.
+        error_with: the solver's with so many steps.
+
+    Returns:
+        At most twice the steps; one more where these do not reach it either.
+    """
+    too_few, enough = steps, 2 * steps + 1
+    while enough - too_few > 1:
+        middle = (too_few + enough) // 2
+        if error_with(middle) <= error:
+            enough = middle
+        else:
+            too_few = middle
+    return enough
 
 
 class StockSearch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -55,6 +55,18 @@ class Chosen(NamedTuple):
     why: str
 
 
+class NoTable(DodeError):
+    """There is none for what is wanted.
+
+    Attributes:
+        distrusted: files that would do, which their user has not picked yet.
+    """
+
+    def __init__(self, text: str, distrusted: Sequence[Path]) -> None:
+        super().__init__(text)
+        self.distrusted = distrusted
+
+
 def pin_of(table: LambdaTable) -> str:
     """A table's name and digits of its hash: enough to find it, and no other."""
     return f"{table.name} {table.sha256[:_PIN_DIGITS]}".strip()
@@ -67,7 +79,7 @@ def choose(shelf: Shelf, trust: Trust, wanted: Wanted, same: SameCheckpoint | No
     LoRAs and patches, the shift, guidance, size; among equals, the order of the folders and names.
 
     Raises:
-        DodeError: there is none; says what to do.
+        NoTable: says what to do.
     """
     same = same or _by_samples(wanted.model)
     ranked, distrusted, lacking = [], [], []
@@ -85,7 +97,7 @@ def choose(shelf: Shelf, trust: Trust, wanted: Wanted, same: SameCheckpoint | No
         else:
             ranked.append((_rank(table, rows, wanted, checkpoint), number, table, checkpoint))
     if not ranked:
-        raise DodeError(_nothing(wanted, distrusted, lacking))
+        raise NoTable(_nothing(wanted, distrusted, lacking), distrusted)
     _, _, table, checkpoint = min(ranked, key=lambda each: each[:2])
     return Chosen(table, _why(table, wanted, checkpoint))
 

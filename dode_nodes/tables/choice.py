@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -72,8 +73,12 @@ def part_for_steps(
     denoise: float = 1.0,
     solver: str | None = None,
     cfg: float | None = None,
+    *,
+    nearest: bool = False,
 ) -> Part:
     """The row of this many steps, and where to begin: at its last steps · denoise steps.
+
+    ``nearest``: where no row has this many, those that are nearest, and of two numbers the larger.
 
     Halves are rounded up, and a denoise above 0 runs at least one step.
 
@@ -84,9 +89,11 @@ def part_for_steps(
     Raises:
         DodeError: the table has no such row, or none that can be started there.
     """
-    rows = [row for row in rows_of(table, solver) if asked_steps(row) == steps]
+    serving = rows_of(table, solver)
+    count = nearest_steps(serving, steps) if nearest else steps
+    rows = [row for row in serving if asked_steps(row) == count]
     if not rows:
-        raise DodeError(f"this λ table has no row of {steps} steps. It has: {table.contents()}")
+        raise DodeError(f"choose another number of steps than {steps}: {steps_text(serving)}")
     rows = [row for row in rows if stands(row, cfg)] or [row.plain for row in rows]
     parts = [_part(row, steps_of(row.paid_steps, denoise)) for row in rows]
     plain = (_part(row, steps_of(row.paid_steps, denoise)) for row in plain_rows(rows))
@@ -121,6 +128,18 @@ def cfg_range(row: LambdaRow) -> tuple[float | None, float | None]:
 def _part(row: LambdaRow, steps: int) -> Part:
     """The last steps of a row; all of them with the one that is free, if there is one."""
     return Part(row, 0 if steps == row.paid_steps else row.steps - steps)
+
+
+def nearest_steps(rows: Sequence[LambdaRow], steps: int) -> int:
+    """The rows' number of steps that is nearest; of two, the larger."""
+    return min(map(asked_steps, rows), key=lambda count: (abs(count - steps), -count))
+
+
+def steps_text(rows: Sequence[LambdaRow]) -> str:
+    """Which numbers of steps there are, in few words."""
+    counts = [str(count) for count in sorted(set(map(asked_steps, rows)))]
+    several = f"{', '.join(counts[:-1])} and {counts[-1]}" if counts[1:] else counts[0]
+    return f"this table has {several} step{'' if several == '1' else 's'}"
 
 
 def asked_steps(row: LambdaRow) -> int:

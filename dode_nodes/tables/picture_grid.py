@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+_MAGNIFIED = 4
+"""Differences of pictures, or they would look black."""
+
+
 class Block(NamedTuple):
     """Columns of pictures under a common title, with a heading each."""
 
@@ -75,7 +79,8 @@ def picture_grid(rows: Sequence[PictureRow], blocks: Sequence[Block]) -> Figure:
 def comparison_figure(
     labels: Sequence[str], pictures: Sequence[np.ndarray | None], errors: Sequence[float]
 ) -> Figure:
-    """Stock solver, D-ODE solver and teacher: their pictures, or the errors as bars where there are none.
+    """Stock solver, D-ODE solver and teacher: their pictures, and how the first two differ from the third; or the
+    errors as bars where there are no pictures.
 
     Args:
         labels: words for each of the three.
@@ -97,7 +102,39 @@ def comparison_figure(
         PictureRow(textwrap.fill(label, 34), np.asarray(images), stock=i != 1)
         for i, (label, images) in enumerate(zip(labels, pictures, strict=True))
     ]
-    return picture_grid(rows, [Block("", [str(i + 1) for i in range(len(rows[0].images))])])
+    *few, teacher = rows
+    rows += [
+        PictureRow(
+            f"{name} − teacher, × {_MAGNIFIED}",
+            _MAGNIFIED * np.abs(row.images - teacher.images),
+            stock=row.stock,
+            heads_group=row.stock,
+        )
+        for name, row in zip(("stock", "D-ODE"), few, strict=True)
+    ]
+    return picture_grid(rows, [Block("", [str(i + 1) for i in range(len(teacher.images))])])
+
+
+def ranking_figure(names: Sequence[str], distances: Sequence[float]) -> Figure:
+    """How far stock settings end from the teacher, as bars, the best first and coloured.
+
+    Args:
+        names: of the settings.
+        distances: to the teacher's ends; those that are not finite are left out.
+
+    Raises:
+        DodeError: there is no matplotlib.
+    """
+    shown = [pair for pair in zip(names, distances, strict=True) if np.isfinite(pair[1])]
+    figure, (ax,) = panel_grid(1, 1)
+    figure.set_figheight(1.2 + 0.28 * len(shown))
+    places = range(len(shown))
+    colours = [COLOURS[0] if i == 0 else GREY for i in places]
+    ax.barh(places, [distance for _, distance in shown], color=colours, height=0.7)
+    ax.set_yticks(places, [name for name, _ in shown], parse_math=False)
+    ax.invert_yaxis()
+    words(ax, "", "distance to the slow sampler (geometric mean over noises)", "")
+    return figure
 
 
 class _Grid(NamedTuple):

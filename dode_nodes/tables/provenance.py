@@ -208,6 +208,17 @@ class StockSetting:
         if self.tried is not None and (not is_count(self.tried) or self.tried < 1):
             raise DodeError("a stock setting's 'tried' must be a number of settings")
 
+    def solver_and_options(self) -> tuple[str, Facts]:
+        """The sampler's name, and its options.
+
+        Raises:
+            DodeError: they are none that it is known to take.
+        """
+        solver, *options = self.sampler.split(", ")
+        pairs = [option.rsplit(" ", 1) for option in options]
+        values = {name: float(value) if "." in value else int(value) for name, value in pairs}
+        return solver, checked_options(solver, values, "a stock setting's options")
+
     def to_json(self) -> dict[str, Any]:
         """What is known."""
         return _known(self)

@@ -8,10 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dode_nodes.errors import DodeError
 from dode_nodes.tables.choice import part_for_steps, rows_of, steps_of
 from dode_nodes.tables.provenance import PLAIN, HeldOutErrors, Origin
+from dode_nodes.tables.remarks import steps_remarks
 from dode_nodes.tables.table import LambdaTable
 from tests.tables.rows import refined_row, row_of
 
@@ -141,5 +144,19 @@ def test_only_rows_of_the_solver():
 
 
 def test_a_table_without_rows_of_so_many_steps_says_what_it_has():
-    with pytest.raises(DodeError, match=r"no row of 5 steps\. It has: euler, 8 steps"):
+    with pytest.raises(DodeError, match="another number of steps than 5: this table has 8 steps"):
         part_for_steps(LambdaTable([eight(0.1)]), 5)
+
+
+@given(st.sets(st.integers(1, 12), min_size=1), st.integers(1, 20))
+def test_the_nearest_number_of_steps_and_of_two_the_larger(counts, asked):
+    table = LambdaTable(
+        [row_of("euler", (*np.geomspace(14.6, 0.05, count), 0.0), (1,) * count) for count in counts]
+    )
+    part = part_for_steps(table, asked, nearest=True)
+    distances = [abs(count - asked) for count in counts]
+    assert abs(part.row.steps - asked) == min(distances)
+    assert part.row.steps == max(count for count in counts if abs(count - asked) == min(distances))
+    told = steps_remarks(part, asked, table)
+    assert bool(told) == (asked not in counts)
+    assert not told or told[0].startswith(f"{part.row.steps} steps are run, not {asked}: this table has ")

@@ -25,6 +25,9 @@ from .networks import LATENT_CHANNELS, Autoencoder, plain_unet, words_unet
 from .small import to_pixels
 from .vocabulary import Vocabulary, prompts_of
 
+SUBJECTS = ("cat", "heart", "moon", "smiling", "fruit", "panda", "sun", "strawberry", "apple", "angry")
+"""What it draws well."""
+
 _COMMAND = "python -m dode_nodes.demo.colour.train"
 
 
@@ -41,17 +44,38 @@ class ColourModel(DemoModel):
     names: tuple[str, ...] = ()
 
     @property
+    def name(self) -> str:
+        return "pictures"
+
+    @property
+    def facts(self) -> dict[str, str]:
+        return {"name": "embedded pictures", "kind": self.kind}
+
+    @property
+    def subjects(self) -> Sequence[str]:
+        return SUBJECTS
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The words that it knows."""
         return _vocabulary(self.names)
 
     def labels(self, texts: Sequence[str]) -> Tensor:
-        """What the denoiser's `labels` are for these prompts, (B, W) int64; unknown words are left out."""
+        """What the denoiser's `labels` are for these prompts, (B, W) int64.
+
+        Raises:
+            DodeError: there is a word that it does not know.
+        """
+        for text in set(texts):
+            self.vocabulary.check(text)
         return self.vocabulary.numbers(texts)
 
     def prompts(self, seed: int = 0) -> tuple[list[str], list[str]]:
         """What to ask it for, to fit on and to test on: two halves that share no prompt."""
         return prompts_of(self.names, seed)
+
+    def pictures(self, latents: Tensor) -> Tensor:
+        return ((self.decode(latents).clamp(-1, 1) + 1) / 2).movedim(1, -1).cpu()
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pictures (B, 3, H, W), float32 in about [−1, 1], of latents; nothing is clamped."""

@@ -6,10 +6,13 @@ import random
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from itertools import combinations
 
 import torch
 from torch import Tensor
+
+from ...errors import DodeError
 
 _NOT_WORDS = {
     "a",
@@ -28,6 +31,10 @@ _NOT_WORDS = {
     "t",
     "s",
 }
+
+_NEAR = 5
+_EXAMPLES = ("animal", "cat", "face", "smiling", "bird", "fruit", "flower", "moon", "heart", "red", "blue")
+"""What it draws well, of any kind."""
 
 
 def words_of(text: str) -> tuple[str, ...]:
@@ -56,6 +63,21 @@ class Vocabulary:
         rows = [[place[word] for word in words_of(text) if word in place] for text in texts]
         longest = max([1, *map(len, rows)])
         return torch.tensor([row + [0] * (longest - len(row)) for row in rows], dtype=torch.int64)
+
+    def check(self, text: str) -> None:
+        """That a text has no other words.
+
+        Raises:
+            DodeError: it has; says which ones are spelt much like them.
+        """
+        for word in words_of(text):
+            if word in self.words:
+                continue
+            near = ", ".join(get_close_matches(word, self.words, _NEAR, cutoff=0.5))
+            raise DodeError(
+                f"use another word for '{word}': the demo model does not know it. "
+                f"{f'It knows {near}. ' if near else ''}Other words: {', '.join(_EXAMPLES)}"
+            )
 
 
 def prompts_of(names: Iterable[str], seed: int = 0) -> tuple[list[str], list[str]]:

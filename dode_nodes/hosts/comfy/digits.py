@@ -5,17 +5,15 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.latent_formats
-import comfy.model_base
-import comfy.model_management
-import comfy.model_patcher
-import comfy.supported_models_base
 import torch
 import torch.nn.functional as F
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 
 from ...demo.models import load_demo_model
 from ...demo.networks import LATENT_CHANNELS, UNCONDITIONAL, UNet
 from ...demo.vae import SCALE, SHIFT, decode_to_picture, encode
+from .embedded import EmbeddedConfig, patcher_of
 
 ENLARGE = 4
 """The VAE shows a 16×16 digit as 64×64 pixels, so that a 64×64 empty latent (8×8) fits."""
@@ -29,16 +27,10 @@ class DigitLatents(comfy.latent_formats.LatentFormat):
     latent_rgb_factors_bias = [2 * SHIFT - 1] * 3
 
 
-class DigitConfig(comfy.supported_models_base.BASE):
-    """What ComfyUI asks of a model's family."""
+class DigitConfig(EmbeddedConfig):
+    """The digits' family."""
 
-    unet_config = {"disable_unet_model_creation": True, "in_channels": LATENT_CHANNELS}  # noqa: RUF012
-    sampling_settings = {"shift": 1.0}  # noqa: RUF012
     latent_format = DigitLatents
-    memory_usage_factor = 0.1
-
-    def __init__(self) -> None:
-        super().__init__(self.unet_config)
 
 
 class ClassFromContext(nn.Module):
@@ -58,16 +50,9 @@ class ClassFromContext(nn.Module):
         return self.network(x, timesteps, context[:, 0, 0].round().long())
 
 
-def demo_patcher(kind: str) -> comfy.model_patcher.ModelPatcher:
+def demo_patcher(kind: str) -> ModelPatcher:
     """The embedded "eps" or "flow" model, as a loader node would return it."""
-    types = {"eps": comfy.model_base.ModelType.EPS, "flow": comfy.model_base.ModelType.FLOW}
-    model = comfy.model_base.BaseModel(DigitConfig(), model_type=types[kind])
-    model.diffusion_model = ClassFromContext(load_demo_model(kind).network)
-    return comfy.model_patcher.ModelPatcher(
-        model,
-        load_device=comfy.model_management.get_torch_device(),
-        offload_device=comfy.model_management.unet_offload_device(),
-    )
+    return patcher_of(ClassFromContext(load_demo_model(kind).network), kind, DigitConfig())
 
 
 def class_conditioning(digit: int) -> list[list[Any]]:

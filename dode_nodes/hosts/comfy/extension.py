@@ -11,9 +11,10 @@ from ...sampling.solvers import use_host
 from . import pins, table_files
 from .host_samplers import host_names, host_sampler
 from .nodes.compare import CompareSamplers
-from .nodes.demo_model import DemoModel
+from .nodes.demo_model import DemoModel, DemoPictures
 from .nodes.distill_lambdas import DistillLambdas
 from .nodes.distill_options import DistillOptions
+from .nodes.find_stock import FindStock
 from .nodes.load_and_inspect import ImportLambdas, InspectLambdas, LoadLambdas
 from .nodes.sample_with_table import ApplyLambdas, DodeKSampler, DodeSampler, DodeSigmas
 from .nodes.save_lambdas import SaveLambdas
@@ -59,5 +60,7 @@ class DodeExtension(ComfyExtension):
             DodeKSampler,
             ApplyLambdas,
             CompareSamplers,
+            FindStock,
+            DemoPictures,
             DemoModel,
         ]

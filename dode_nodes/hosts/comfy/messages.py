@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 from ...tables.describe import printable
 
@@ -14,10 +15,31 @@ _AS_TEXT = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
 
 def show_text(node_id: str | None, text: str) -> None:
     """Show a line on a node, as text: nothing in it is markup."""
-    module = sys.modules.get("server")  # not loaded where ComfyUI is used as a library
-    server = getattr(getattr(module, "PromptServer", None), "instance", None)
+    server = _server()
     if server is not None and node_id is not None:
         server.send_progress_text(printable(text).translate(_AS_TEXT), node_id)
+
+
+def drop_preview(node_id: str | None) -> None:
+    """Let a node's output be seen in place of its last live preview.
+
+    Front ends from 1.27 to 1.58 prefer a preview to an output until the node starts anew, which they see by its absence
+    from one state of the progress and its presence in the next.
+    """
+    server = _server()
+    if server is None or node_id is None:
+        return
+    from comfy_execution.progress import get_progress_state
+
+    registry = get_progress_state()
+    if (state := registry.nodes.get(node_id)) is not None:
+        server.send_sync("progress_state", {"prompt_id": registry.prompt_id, "nodes": {}}, server.client_id)
+        registry.update_progress(node_id, state["value"], state["max"], None)
+
+
+def _server() -> Any:
+    module = sys.modules.get("server")  # not loaded where ComfyUI is used as a library
+    return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
 def remark(node_id: str | None, remarks: Iterable[str]) -> None:
@@ -26,11 +48,3 @@ def remark(node_id: str | None, remarks: Iterable[str]) -> None:
     if text:
         logging.warning("D-ODE: %s", text)
         show_text(node_id, text)
-
-
-def in_words(seconds: float) -> str:
-    """A duration: 40 s, 12 min, 3 h 5 min."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    hours, minutes = divmod(round(seconds / 60), 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min"

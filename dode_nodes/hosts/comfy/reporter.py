@@ -14,8 +14,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from tqdm.auto import tqdm
 
-from ...fit.progress import Progress
-from .messages import in_words, show_text
+from ...fit.progress import Progress, in_words
+from .messages import drop_preview, show_text
 from .streams import pictures_of, unpacked
 
 _PREVIEW_SECONDS = 0.5
@@ -44,6 +44,8 @@ class ProgressReporter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._console.close()
+        if error is None:
+            drop_preview(self._node_id)
 
     def _preview(self, denoised: torch.Tensor | None) -> Any:
         """A small picture of the first latent; none where it fails: it is not worth the fit."""

@@ -17,14 +17,15 @@ from ...sampling.denoiser import Denoiser, DenoiserProxy, Held
 from ...sampling.sample import check_finite, dode_denoiser
 from ...sampling.solvers import Sampler, resolve
 from ...sigmas import check_sigmas
-from ...tables.choice import Part, part_for_steps, rows_of
+from ...tables.choice import Part, rows_of
+from ...tables.remarks import usage_remarks
 from ...tables.row import LambdaRow, Match
 from ...tables.table import LambdaTable
 from .guiders import Guider, guidance_scale
 from .host_samplers import inpaint_options, same_function
 from .messages import remark
 from .model_facts import check_model
-from .usage import check_solver_is_here, denoise_remarks, usage_remarks
+from .usage import check_solver_is_here
 
 _KEY = "dode_nodes"
 
@@ -103,29 +104,19 @@ class _RowSampler(comfy.samplers.KSAMPLER):
 
 
 def part_sampler(
-    table: LambdaTable,
-    model: ModelPatcher,
-    steps: int,
-    denoise: float,
-    solver: str | None,
-    node_id: str | None,
-    notes: Sequence[str] = (),
-    cfg: float | None = None,
-) -> tuple[Part, comfy.samplers.KSAMPLER]:
-    """The part of a row that serves these settings, chosen once, and the SAMPLER that runs it.
+    table: LambdaTable, part: Part, model: ModelPatcher, node_id: str | None, notes: Sequence[str] = ()
+) -> comfy.samplers.KSAMPLER:
+    """The SAMPLER that runs a part of a row.
 
     Args:
         notes: what is to be said with the remarks.
-        cfg: the guidance.
 
     Raises:
-        DodeError: the table has no such row or is for another kind of model, or the row's sampler is not here.
+        DodeError: the table is for another kind of model, or the row's sampler is not here.
     """
     remarks = [*notes, *check_model(table.model, model)]
-    part = part_for_steps(table, steps, denoise, solver, cfg)
     check_solver_is_here(part.row, table)
-    remarks += denoise_remarks(part, denoise)
-    return part, row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id, table.called)
+    return row_sampler(lambda sigmas: part.row, lambda model: remarks, node_id, table.called)
 
 
 def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None) -> LambdaRow:

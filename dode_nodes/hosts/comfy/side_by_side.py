@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import comfy.model_management
@@ -10,15 +11,17 @@ import comfy.samplers
 import comfy.utils
 import latent_preview
 import torch
+from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...fit.memory import BatchLimit
 from ...fit.teacher import Teacher
 from ...sampling.denoiser import DenoiserProxy
 from ...sampling.solvers import resolve
-from ...tables.describe import amount
+from ...tables.describe import amount, setting_text
 from ...tables.row import LambdaRow
 from .guiders import Guider, one_prompt_per_row, run_guider
+from .job import schedules_of
 from .run_row import row_sampler
 from .usage import stock_row
 
@@ -31,19 +34,72 @@ class Contender(NamedTuple):
     sigmas: torch.Tensor
 
 
-def stock_dode_teacher(row: LambdaRow, scale: int, flow: bool, node_id: str | None) -> list[Contender]:
-    """A row between the plain solver that it began with and its teacher, ``scale`` teacher steps per step."""
+@dataclass(frozen=True)
+class Baseline:
+    """The stock sampler that a row is compared with.
+
+    Attributes:
+        name: in words.
+        sampler: what runs.
+        sigmas: its schedule.
+        evaluations: what it takes.
+        with_steps: its schedule with another number of steps; None where that is not known.
+    """
+
+    name: str
+    sampler: comfy.samplers.Sampler
+    sigmas: torch.Tensor
+    evaluations: int
+    with_steps: Callable[[int], torch.Tensor] | None = None
+
+    def contender(self, steps: int | None = None) -> Contender:
+        """It, with as many steps, or with its own."""
+        if steps is None or self.with_steps is None:
+            return Contender(
+                f"{self.name}, {amount(len(self.sigmas) - 1, self.evaluations)}", self.sampler, self.sigmas
+            )
+        return Contender(f"{self.name}, {steps} steps", self.sampler, self.with_steps(steps))
+
+
+def baseline_of(row: LambdaRow, model: ModelPatcher) -> Baseline:
+    """The best stock setting that was found when the row was made; else the plain solver that it began with."""
+    setting = row.best_stock
+    if setting is not None:
+        make_sigmas = schedules_of(model)
+
+        def with_steps(steps: int) -> torch.Tensor:
+            return make_sigmas(setting.scheduler, steps, setting.discard_penultimate).float()
+
+        try:
+            solver, options = setting.solver_and_options()
+            sampler, sigmas = comfy.samplers.KSAMPLER(resolve(solver), dict(options)), with_steps(row.nfe)
+            return Baseline(f"best stock: {setting_text(setting)}", sampler, sigmas, row.nfe, with_steps)
+        except DodeError:  # this ComfyUI lacks the sampler or the scheduler
+            pass
     stock = stock_row(row)
-    schedule = torch.tensor(stock.sigmas, dtype=torch.float32)
+    return Baseline(
+        stock.solver,
+        comfy.samplers.KSAMPLER(resolve(stock.solver), dict(stock.solver_options)),
+        torch.tensor(stock.sigmas, dtype=torch.float32),
+        stock.nfe,
+    )
+
+
+def chosen_baseline(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> Baseline:
+    """The user's own."""
+    function = getattr(sampler, "sampler_function", sampler)
+    name = getattr(function, "__name__", type(function).__name__).removeprefix("sample_")
+    return Baseline(f"chosen: {name}", sampler, sigmas, len(sigmas) - 1)
+
+
+def dode_and_teacher(row: LambdaRow, scale: int, flow: bool, node_id: str | None) -> list[Contender]:
+    """A row, and its teacher with ``scale`` steps per step of the row's plain solver."""
+    plain = stock_row(row)
+    schedule = torch.tensor(plain.sigmas, dtype=torch.float32)
     teacher = _teacher_here(row, scale, flow)
     grid = teacher.grid([schedule.tolist()], [schedule]).float()
-    name = f"D-{stock.solver}, refined" if row.is_refined else f"D-{stock.solver}"
+    name = f"D-{plain.solver}, refined" if row.is_refined else f"D-{plain.solver}"
     return [
-        Contender(
-            f"{stock.solver}, {amount(stock.steps, stock.nfe)}",
-            comfy.samplers.KSAMPLER(resolve(stock.solver), dict(stock.solver_options)),
-            schedule,
-        ),
         Contender(
             f"{name}, {amount(row.paid_steps, row.nfe)}",
             row_sampler(lambda sigmas: row, node_id=node_id),

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
-
-import torch
 
 from ...errors import DodeError
 from ...sampling.solvers import resolve
-from ...tables.choice import NEAR_CFG, NEAR_SIZE, Part, cfg_range
+from ...tables.choice import Part
 from ...tables.describe import amount
-from ...tables.provenance import PLAIN
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 
@@ -60,31 +56,3 @@ def denoise_remarks(part: Part, denoise: float) -> list[str]:
         return []
     what = amount(run, part.evaluations) if part.evaluations != run else str(run)
     return [f"this runs the last {what} of {of} steps, which is denoise {run / of:.2g}"]
-
-
-def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:
-    """That no λ is used; what differs much from what the row was distilled with: guidance, or size of the latent."""
-    remarks = []
-    if row.origin.kind == PLAIN:
-        remarks.append(f"the stock sampler {row.solver} runs: here it is nearer to the teacher than λ")
-    (low, high), shape = cfg_range(row), row.settings.get("latent_shape")
-    if cfg is not None and low is not None and high is not None and not _within(cfg, low, high, NEAR_CFG):
-        made_at = f"{low:g}" if low == high else f"{low:g} to {high:g}"
-        remarks.append(f"λ was distilled at cfg {made_at}, this is cfg {cfg:g}")
-    if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), NEAR_SIZE):
-        remarks.append(
-            f"λ was distilled at latent size {_size(shape[1:])}, this is {_size(latent.shape[2:])}"
-        )
-    return remarks
-
-
-def _within(value: float, low: float, high: float, ratio: float) -> bool:
-    return low <= ratio * value and value <= ratio * high
-
-
-def _near(a: float, b: float, ratio: float) -> bool:
-    return max(a, b) <= ratio * min(a, b)
-
-
-def _size(spatial: list[int] | torch.Size) -> str:
-    return "×".join(map(str, reversed(spatial)))

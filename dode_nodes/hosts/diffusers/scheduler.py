@@ -16,7 +16,8 @@ from ...errors import DodeError
 from ...sampling.denoiser import over_latent
 from ...sampling.stepwise import Course, StepwiseRun
 from ...sigmas import is_flow
-from ...tables.choice import asked_steps, part_for_steps
+from ...tables.choice import part_for_steps
+from ...tables.remarks import steps_remarks
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .host_schedule import AnyScheduler, HostSchedule, is_pipelines_own
@@ -134,16 +135,10 @@ class DODEScheduler(AnyScheduler):
         rows = self._rows()
         if not rows:
             return None
-        counts = {asked_steps(row) for row in rows}
-        if steps not in counts:
-            there = ", ".join(map(str, sorted(counts)))
-            text = f"this λ table has no row of {steps} steps; it has rows of {there}"
-            if self.config.strict:
-                raise DodeError(f"{text}. Set num_inference_steps to one of them")
-            nearest = min(counts, key=lambda count: (abs(count - steps), -count))
-            self._say(f"{text}. {nearest} steps are run")
-            steps = nearest
-        return part_for_steps(LambdaTable(rows), steps).row
+        part = part_for_steps(LambdaTable(rows), steps, nearest=not self.config.strict)
+        for line in steps_remarks(part, steps, LambdaTable(rows)):
+            self._say(line)
+        return part.row
 
     def _rows(self) -> list[LambdaRow]:
         """Those that can be run in this pipeline; if there are none, that is said."""

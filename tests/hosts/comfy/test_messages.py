@@ -36,7 +36,7 @@ def test_a_strangers_table_brings_no_markup(make_model, dode, on_the_node):
 
 
 def test_a_time_is_said_in_words_that_suit_it():
-    from dode_nodes.hosts.comfy.messages import in_words
+    from dode_nodes.fit.progress import in_words
 
     assert [in_words(seconds) for seconds in (0.2, 99, 100, 3599, 11100)] == [
         "0 s", "99 s", "2 min", "1 h 0 min", "3 h 5 min",

@@ -24,8 +24,9 @@ pytestmark = pytest.mark.comfyui
 
 NODES = {
     "DODE_DistillLambdas", "DODE_DistillOptions", "DODE_LoadLambdas", "DODE_ImportLambdas", "DODE_SaveLambdas",
-    "DODE_InspectLambdas",
+    "DODE_InspectLambdas", "DODE_FindStock",
     "DODE_Sampler", "DODE_Sigmas", "DODE_KSampler", "DODE_ApplyLambdas", "DODE_Compare", "DODE_DemoModel",
+    "DODE_DemoPictures",
 }  # fmt: skip
 
 
@@ -275,7 +276,10 @@ def test_a_pictures_workflow_is_pinned_to_its_table_after_a_fresh_and_a_cached_r
         (distil_prompt(save_name="../outside"), "give the table another name"),
         (distil_prompt(latents=2, positive_2=["demo", 1], positive_3=["demo", 1]), "need at least 3 latents"),
         (sample_prompt("demo_eps.safetensors", "flow"), "made for another kind of model"),
-        (sample_prompt("demo_eps.safetensors", steps=7), "no row of 7 steps. It has: euler, 4 steps"),
+        (
+            sample_prompt("demo_eps.safetensors", steps=7, strict=True),
+            "than 7: this table has 4, 5, 6, 8, 10 and 12 steps",
+        ),
     ],
 )
 def test_errors_are_readable(prompt, message, server):

@@ -261,14 +261,14 @@ def test_the_row_of_the_nearest_number_of_steps(pipeline, asked, run):
     scheduler = with_rows(pipeline("sd"), *counted(4, 6, 9)).scheduler
     said = remarks(lambda: [scheduler.set_timesteps(asked) for _ in range(2)])
     assert len(scheduler.timesteps) == run
-    text = f"this λ table has no row of {asked} steps; it has rows of 4, 6, 9. {run} steps are run"
+    text = f"{run} steps are run, not {asked}: this table has 4, 6 and 9 steps"
     assert said == ([] if asked == run else [text])
 
 
 def test_strict_takes_no_other_row(pipeline):
     scheduler = with_rows(pipeline("sd"), *counted(4, 6), strict=True).scheduler
     scheduler.set_timesteps(6)
-    with pytest.raises(DodeError, match="no row of 5 steps; it has rows of 4, 6"):
+    with pytest.raises(DodeError, match="another number of steps than 5: this table has 4 and 6 steps"):
         scheduler.set_timesteps(5)
 
 

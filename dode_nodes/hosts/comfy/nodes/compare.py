@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import comfy.model_management
+import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ....fit.latents import root_mean_square
+from ....errors import DodeError
+from ....fit.latents import nearest_to_their_own, root_mean_square
 from ....fit.memory import BatchLimit
+from ....fit.stock import steps_needed
+from ....sigmas import check_schedules
 from ....tables.choice import part_for_steps
 from ....tables.picture_grid import comparison_figure
+from ....tables.remarks import steps_remarks
 from ....tables.table import LambdaTable
 from ..guiders import Conditioning, Guider, guidance_scale, guiders_for
-from ..messages import remark
-from ..model_facts import check_model, is_flow
+from ..messages import drop_preview, remark
+from ..model_facts import check_model, check_no_cache, is_flow
 from ..pictures import draw
 from ..prompts import check_empty, fitting_latent, noise_per_latent
-from ..side_by_side import sample_all, stock_dode_teacher
+from ..side_by_side import baseline_of, chosen_baseline, dode_and_teacher, sample_all
 from ..streams import pictures_of, unpacked
 from ..usage import check_solver_is_here
 from .inputs import (
@@ -44,9 +50,9 @@ class CompareSamplers(io.ComfyNode):
             node_id="DODE_Compare",
             display_name="Compare samplers (D-ODE)",
             category=CATEGORY,
-            description="Samples the same new noise with the plain solver, with the row, and with the many-step "
-            "teacher. Measures how far the first two are from the teacher. For a refined row, the plain solver "
-            "is the one it was refined from, on its original schedule.",
+            description="Samples the same new noises with a stock sampler, with the table, and with the slow teacher. "
+            "Measures how far the first two end from the teacher. The stock sampler is the best that was found "
+            "for this model when the table was made, or the one that you connect.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
@@ -60,7 +66,7 @@ class CompareSamplers(io.ComfyNode):
                     default=8,
                     min=1,
                     max=1000,
-                    tooltip="Number of steps. The table must have a row with that many.",
+                    tooltip="Number of steps. If the table has no row with that many, the nearest is compared.",
                 ),
                 solver_filter(),
                 io.Int.Input(
@@ -84,17 +90,32 @@ class CompareSamplers(io.ComfyNode):
                     tooltip="Decodes the pictures for the grid. Without a VAE, only the numbers are shown.",
                 ),
                 guider_input(),
+                io.Sampler.Input(
+                    "stock_sampler",
+                    optional=True,
+                    tooltip="The stock sampler to compare with, such as that of Find best stock sampler. Needs "
+                    "stock_sigmas, too.",
+                ),
+                io.Sigmas.Input(
+                    "stock_sigmas",
+                    optional=True,
+                    tooltip="The schedule of stock_sampler, with as many steps.",
+                ),
             ],
             outputs=[
                 io.Image.Output(
-                    "grid", display_name="grid", tooltip="Rows: stock, D-ODE, teacher. One column per noise."
+                    "grid",
+                    display_name="grid",
+                    tooltip="Rows: stock, D-ODE, teacher, and four times the difference to the teacher. One column per "
+                    "noise.",
                 ),
                 io.String.Output(
                     "numbers",
                     display_name="numbers",
-                    tooltip="RMS distance to the teacher, measured in the latent.",
+                    tooltip="RMS distance to the teacher, measured in the latent; how many steps the stock sampler would "
+                    "need; how many previews are nearest to their own finished picture.",
                 ),
-                io.Latent.Output("stock", display_name="stock", tooltip="The plain solver's latents."),
+                io.Latent.Output("stock", display_name="stock", tooltip="The stock sampler's latents."),
                 io.Latent.Output("dode", display_name="D-ODE", tooltip="The D-ODE solver's latents."),
                 io.Latent.Output("teacher", display_name="teacher", tooltip="The teacher's latents."),
             ],
@@ -116,35 +137,81 @@ class CompareSamplers(io.ComfyNode):
         negative: Conditioning | None = None,
         vae: Any = None,
         guider: Guider | None = None,
+        stock_sampler: comfy.samplers.Sampler | None = None,
+        stock_sigmas: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         """Sample three times, measure, draw."""
         node_id = cls.hidden.unique_id
         (guider,) = guiders_for(guider, model, {"positive": positive}, negative, cfg)
         model = guider.model_patcher
         check_empty(model, latent)
-        remark(node_id, check_model(table.model, model))
-        row = part_for_steps(table, steps, solver=filtered_solver(solver), cfg=guidance_scale(guider)).row
+        check_no_cache(model)
+        if (stock_sampler is None) != (stock_sigmas is None):
+            raise DodeError("connect both stock_sampler and stock_sigmas, or neither")
+        part = part_for_steps(
+            table, steps, solver=filtered_solver(solver), cfg=guidance_scale(guider), nearest=True
+        )
+        row = part.row
         check_solver_is_here(row, table)
+        remarks = [*check_model(table.model, model), *steps_remarks(part, steps, table)]
         if seed == row.settings.get("seed"):
-            why = "λ was distilled on this one, so it looks better here than it is"
-            remark(node_id, [f"use another seed: {why}"])
-        contenders = stock_dode_teacher(row, scale, is_flow(model), node_id)
+            remarks.append(
+                "use another seed: λ was distilled on this one, so it looks better here than it is"
+            )
+        remark(node_id, remarks)
+        if stock_sampler is None or stock_sigmas is None:
+            baseline = baseline_of(row, model)
+        else:
+            check_schedules([stock_sigmas])
+            baseline = chosen_baseline(stock_sampler, stock_sigmas.float())
+        contenders = [baseline.contender(), *dode_and_teacher(row, scale, is_flow(model), node_id)]
         empty = fitting_latent(model, latent)
         noise, limit = noise_per_latent(empty, seed, pictures), BatchLimit()
         results = sample_all(guider, contenders, noise, empty, seed, limit)
+        *few, teacher = results
+        errors = [root_mean_square(result - teacher) for result in few]
+        needed = None
+        if baseline.with_steps is not None and errors[1] < errors[0]:
+
+            def error_with(count: int) -> float:
+                (result,) = sample_all(guider, [baseline.contender(count)], noise, empty, seed, limit)
+                return root_mean_square(result - teacher)
+
+            needed = steps_needed(row.nfe, errors[1], error_with)
         if limit.size is not None:
-            remark(node_id, [f"memory ran out: latents were evaluated {limit.size} at a time"])
-        errors = [root_mean_square(result - results[-1]) for result in results[:-1]]
+            remark(node_id, [*remarks, f"memory ran out: latents were evaluated {limit.size} at a time"])
         labels = [contender.label for contender in contenders]
         lines = [
             f"{label}: {error:.4f} from the teacher" for label, error in zip(labels, errors, strict=False)
         ]
-        numbers = "\n".join([*lines, f"ratio {errors[1] / errors[0]:.2f}" if errors[0] else ""])
+        numbers = "\n".join([*lines, *_conclusions(few, teacher, errors, row.nfe, needed)])
         latents = [unpacked(result, empty) for result in results]
+        drop_preview(node_id)
         image = draw(comparison_figure, [*lines, labels[-1]], _pictures(vae, latents, node_id), errors)
         return io.NodeOutput(
             image, numbers, *({"samples": each} for each in latents), ui=ui.PreviewImage(image, cls=cls)
         )
+
+
+def _conclusions(
+    few: Sequence[torch.Tensor],
+    teacher: torch.Tensor,
+    errors: Sequence[float],
+    evaluations: int,
+    needed: int | None,
+) -> list[str]:
+    """What follows, in everyone's words."""
+    lines = [f"ratio {errors[1] / errors[0]:.2f}"] if errors[0] else []
+    if needed is not None:
+        steps = f"more than {2 * evaluations}" if needed > 2 * evaluations else str(needed)
+        lines.append(f"D-ODE with {evaluations} evaluations is as near as the stock sampler with {steps}")
+    if len(teacher) > 1:
+        own = [nearest_to_their_own(result, teacher) for result in few]
+        lines.append(
+            f"of {len(teacher)} previews, {own[1]} are nearest to their own finished picture; "
+            f"of the stock sampler's, {own[0]}"
+        )
+    return lines
 
 
 def _pictures(vae: Any, results: list[Any], node_id: str | None) -> list[torch.Tensor | None]:

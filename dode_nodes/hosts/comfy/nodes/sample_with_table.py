@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ....tables.choice import part_for_steps, rows_of
+from ....tables.remarks import steps_remarks
 from ....tables.table import LambdaTable
 from .. import auto_table
 from ..guiders import Conditioning
@@ -39,7 +40,7 @@ def _steps_input() -> io.Input:
         default=8,
         min=1,
         max=1000,
-        tooltip="Number of steps. The table must have a row with that many.",
+        tooltip="Number of steps. If the table has no row with that many, the nearest is run and the node says so.",
     )
 
 
@@ -115,8 +116,8 @@ class DodeSigmas(io.ComfyNode):
     @classmethod
     def execute(cls, table: LambdaTable, steps: int, denoise: float, solver: str) -> io.NodeOutput:
         """Look the σ up."""
-        part = part_for_steps(table, steps, denoise, filtered_solver(solver))
-        remark(cls.hidden.unique_id, denoise_remarks(part, denoise))
+        part = part_for_steps(table, steps, denoise, filtered_solver(solver), nearest=True)
+        remark(cls.hidden.unique_id, [*steps_remarks(part, steps, table), *denoise_remarks(part, denoise)])
         return io.NodeOutput(part.sigmas)
 
 
@@ -145,6 +146,13 @@ class DodeKSampler(io.ComfyNode):
                 table_input(optional=True),
                 solver_filter(),
                 *auto_inputs(),
+                io.Boolean.Input(
+                    "strict",
+                    default=False,
+                    optional=True,
+                    tooltip="Whether a number of steps that the table does not have is an error. Otherwise the nearest "
+                    "is run.",
+                ),
             ],
             outputs=[io.Latent.Output("latent", display_name="latent", tooltip="The denoised latent.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -170,6 +178,7 @@ class DodeKSampler(io.ComfyNode):
         table: LambdaTable | None = None,
         family_match: bool = True,
         preset: str = "",
+        strict: bool = False,
     ) -> io.NodeOutput:
         """Sample as KSampler does."""
         wanted, notes = filtered_solver(solver), []
@@ -179,7 +188,9 @@ class DodeKSampler(io.ComfyNode):
                 latent=latent_image,
             )  # fmt: skip
             notes = [why]
-        part, sampler = part_sampler(table, model, steps, denoise, wanted, cls.hidden.unique_id, notes, cfg)
+        part = part_for_steps(table, steps, denoise, wanted, cfg, nearest=not strict)
+        notes += [*steps_remarks(part, steps, table), *denoise_remarks(part, denoise)]
+        sampler = part_sampler(table, part, model, cls.hidden.unique_id, notes)
         samples = fitting_latent(model, latent_image)
         result = comfy.sample.sample_custom(
             model,

@@ -3,20 +3,80 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 
-from dode_nodes import LambdaTable
+from dode_nodes import DodeError, LambdaTable
+from dode_nodes.sampling.solvers import resolve
 from dode_nodes.tables.provenance import Origin
-from tests.hosts.comfy.node_calls import REFINED, rms, zero_table
+from tests.hosts.comfy.node_calls import REFINED, empty, rms, sample_custom, zero_table
 
 pytestmark = pytest.mark.comfyui
 
 
-def test_compare_measures_against_the_teacher(make_model, dode, drawn):
+def without_best_stock(table):
+    rows = [dataclasses.replace(row, best_stock=None) for row in table.rows]
+    return LambdaTable(rows, model=table.model)
+
+
+def test_the_best_stock_setting_of_the_table_is_what_a_row_has_to_beat(make_model, dode):
+    model = make_model()
+    table = dode.table(model, **REFINED)
+    setting = table.rows[0].best_stock
+    _, numbers, stock, by_dode, teacher = dode.compare(model, table, pictures=6)
+    assert numbers.startswith(f"best stock: {setting.sampler}, {setting.scheduler}")
+    solver, options = setting.solver_and_options()
+    make_sigmas = job().schedules_of(model)
+    sigmas = make_sigmas(setting.scheduler, 4, setting.discard_penultimate)
+    sampler = comfy_sampler(solver, options)
+    by_host = sample_custom(model, sampler, sigmas, empty(6), seed=99)
+    assert rms(stock["samples"], by_host) < 1e-5
+    near, far = (rms(each["samples"], teacher["samples"]) for each in (by_dode, stock))
+    assert near < far
+    needed = re.search(
+        r"D-ODE with 4 evaluations is as near as the stock sampler with (more than 8|\d)", numbers
+    )
+    if needed[1] != "more than 8":
+        count = int(needed[1])
+        for steps, enough in ((count, True), (count - 1, False)):
+            sigmas = make_sigmas(setting.scheduler, steps, setting.discard_penultimate)
+            made = sample_custom(model, sampler, sigmas, empty(6), seed=99)
+            assert (rms(made, teacher["samples"]) <= near) == enough
+    assert re.search(r"of 6 previews, \d are nearest to their own finished picture", numbers)
+
+
+def test_a_chosen_sampler_is_what_a_row_has_to_beat(make_model, dode):
     model = make_model()
     table = dode.table(model)
+    sigmas = job().schedule(model, "heun", "simple", 3).sigmas
+    chosen = {"stock_sampler": comfy_sampler("heun", {}), "stock_sigmas": sigmas}
+    _, numbers, stock, *_ = dode.compare(model, table, steps=5, **chosen)
+    assert numbers.startswith("chosen: heun, 3 ")
+    assert (
+        rms(stock["samples"], sample_custom(model, chosen["stock_sampler"], sigmas, empty(3), seed=99)) < 1e-5
+    )
+    for name in chosen:
+        with pytest.raises(DodeError, match="connect both stock_sampler and stock_sigmas, or neither"):
+            dode.compare(model, table, steps=5, **{name: chosen[name]})
+
+
+def job():
+    from dode_nodes.hosts.comfy import job
+
+    return job
+
+
+def comfy_sampler(solver, options):
+    import comfy.samplers
+
+    return comfy.samplers.KSAMPLER(resolve(solver), dict(options))
+
+
+def test_compare_measures_against_the_teacher(make_model, dode, drawn):
+    model = make_model()
+    table = without_best_stock(dode.table(model))
     drawn.clear()
     grid, numbers, stock, by_dode, teacher = dode.compare(model, table, steps=8)
     errors = [rms(result["samples"], teacher["samples"]) for result in (stock, by_dode)]
@@ -30,7 +90,7 @@ def test_compare_measures_against_the_teacher(make_model, dode, drawn):
 def test_a_refined_row_is_compared_with_what_it_began_with(make_model, dode):
     model = make_model()
     table = dode.table(model, **REFINED)
-    greedy, refined = (LambdaTable([row], model=table.model) for row in table.rows)
+    greedy, refined = (without_best_stock(LambdaTable([row], model=table.model)) for row in table.rows)
     of_greedy, of_refined = (dode.compare(model, each) for each in (greedy, refined))
     assert "D-euler, refined, 4 evaluations" in of_refined[1]
     assert "D-euler, 4 evaluations" in of_greedy[1]
@@ -42,7 +102,7 @@ def test_a_refined_row_is_compared_with_what_it_began_with(make_model, dode):
 
     unknown = Origin("refined", "<mine>", {}, table.rows[0].sigmas)
     odd = LambdaTable([dataclasses.replace(table.rows[1], origin=unknown)], model=table.model)
-    assert "euler, 4 evaluations" in dode.compare(model, odd)[1]
+    assert "euler, 4 evaluations" in dode.compare(model, without_best_stock(odd))[1]
 
 
 def test_a_teacher_that_this_comfyui_lacks_gives_way_to_the_usual_one(make_model, dode, monkeypatch):

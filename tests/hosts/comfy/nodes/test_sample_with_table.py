@@ -110,7 +110,7 @@ def rivals(model: Any) -> LambdaTable:
 def test_the_row_is_taken_that_is_better_over_the_steps_that_are_run(
     denoise, better, make_model, dode, monkeypatch
 ):
-    from dode_nodes.hosts.comfy import run_row
+    from dode_nodes.hosts.comfy.nodes import sample_with_table
 
     model = make_model()
     table = rivals(model)
@@ -125,8 +125,12 @@ def test_the_row_is_taken_that_is_better_over_the_steps_that_are_run(
     assert torch.equal(by_custom, by_either[better])
 
     chosen = []
-    choose = run_row.part_for_steps
-    monkeypatch.setattr(run_row, "part_for_steps", lambda *args: chosen.append(choose(*args)) or chosen[-1])
+    choose = sample_with_table.part_for_steps
+    monkeypatch.setattr(
+        sample_with_table,
+        "part_for_steps",
+        lambda *args, **how: chosen.append(choose(*args, **how)) or chosen[-1],
+    )
     monkeypatch.delattr(LambdaTable, "match")  # nothing looks for a row again once it is chosen
     assert torch.equal(dode.ksampler(model, table, filled(), denoise=denoise), by_either[better])
     assert [part.row for part in chosen] == [table.rows[better]]
@@ -179,12 +183,23 @@ def test_no_row_names_what_there_is(make_model, dode):
     model = make_model()
     rows = [zero_table(model, "euler", steps).rows[0] for steps in (5, 8)]
     table = LambdaTable(rows)
-    with pytest.raises(DodeError, match=r"no row of 7 steps.*5 steps.*8 steps"):
-        dode.ksampler(model, table, empty(), steps=7)
+    with pytest.raises(DodeError, match="another number of steps than 7: this table has 5 and 8 steps"):
+        dode.ksampler(model, table, empty(), steps=7, strict=True)
     with pytest.raises(DodeError, match="no row for the solver 'heun'"):
         dode.ksampler(model, table, empty(), solver="heun")
     with pytest.raises(DodeError, match=r"no row's schedule contains these σ.*5 steps.*8 steps"):
         sample_custom(model, dode.sampler(table), torch.tensor([9.0, 1.0, 0.0]), empty())
+
+
+def test_the_nearest_row_runs_and_that_is_said(make_model, dode, caplog):
+    model = make_model()
+    table = LambdaTable([zero_table(model, "euler", steps).rows[0] for steps in (5, 8)])
+    by_eight = dode.ksampler(model, table, empty(), steps=8)
+    assert not caplog.records
+    assert torch.equal(dode.ksampler(model, table, empty(), steps=7), by_eight)
+    (line,) = [record.getMessage() for record in caplog.records if "D-ODE" in record.getMessage()]
+    assert "8 steps are run, not 7: this table has 5 and 8 steps" in line
+    assert len(dode.sigmas(table, 6)) == 6
 
 
 def test_another_checkpoint_guidance_or_size_is_remarked_once(make_model, dode, caplog):
