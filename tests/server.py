@@ -41,7 +41,7 @@ class ComfyServer:
         command = [
             sys.executable, checkout / "main.py", "--cpu", "--base-directory", base,
             "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
-            "--disable-api-nodes", "--database-url", "sqlite:///:memory:",
+            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
         ]  # fmt: skip
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         with self._log.open("wb") as log:

@@ -52,15 +52,25 @@ def _widgets(declared: Json, values: list[Any]) -> Json:
 
 CHEAP = {
     "EmptyLatentImage": {"width": 64, "height": 64},
-    "DODE_DistillLambdas": {"quality": "quick", "steps": "8"},
+    "DODE_DistillLambdas": {"quality": "quick", "steps": "2"},
+    "DODE_DistillOptions": {"latents": 4, "scale": 2, "prediction": "noise"},
+    "DODE_Compare": {"pictures": 1, "scale": 2},
 }
 """Changes to a graph with a checkpoint, which is not made for a CPU: widgets of node types."""
+
+QUICK = {
+    "DODE_DistillLambdas": {"quality": "quick", "steps": "2"},
+    "DODE_Compare": {"pictures": 2, "scale": 4},
+}
+"""Changes to a graph with the demo model of pictures, to try it in seconds instead of minutes."""
 
 
 def changes_for(name: str) -> Json:
     """What to change in an example to try it here."""
-    loads = any(node["type"] == "CheckpointLoaderSimple" for node in read_example(name)["nodes"])
-    return CHEAP if loads else {}
+    types = {node["type"] for node in read_example(name)["nodes"]}
+    if "CheckpointLoaderSimple" in types:
+        return CHEAP
+    return QUICK if "DODE_DemoPictures" in types else {}
 
 
 def change(prompt: Json, changes: Json) -> Json:

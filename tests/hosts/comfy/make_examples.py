@@ -1,7 +1,7 @@
 """Makes the demo models' λ tables, the example workflows with thumbnails, and the help pages' pictures.
 
 python -m tests.hosts.comfy.make_examples tables       # lambdas/demo_*.safetensors, by the node Distill λ
-python -m tests.hosts.comfy.make_examples workflows    # example_workflows/*, by the front end in Chromium
+python -m tests.hosts.comfy.make_examples workflows [NAME ...]    # example_workflows/*, by the front end in Chromium
 python -m tests.hosts.comfy.make_examples help         # web/docs/assets/*, by Inspect and Compare
 """
 
@@ -12,6 +12,7 @@ import io
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +60,13 @@ def make_tables(server: ComfyServer) -> None:
         shutil.copy(server.pack / "lambdas" / name, REPOSITORY / "lambdas" / name)
 
 
-def make_workflows(server: ComfyServer) -> None:
-    """Build, run and photograph the examples."""
+def make_workflows(server: ComfyServer, names: Sequence[str] = ()) -> None:
+    """Build, run and photograph the examples of these names, or all."""
     target = REPOSITORY / "example_workflows"
     target.mkdir(exist_ok=True)
     pictures = server.base / "pictures"
     pictures.mkdir()
-    subprocess.run(["node", SCRIPT, server.url, target, pictures], env=node_environment(), check=True)
+    subprocess.run(["node", SCRIPT, server.url, target, pictures, *names], env=node_environment(), check=True)
     for picture in pictures.iterdir():
         with Image.open(picture) as image:
             size = (THUMBNAIL_WIDTH, round(image.height * THUMBNAIL_WIDTH / image.width))
@@ -103,9 +104,15 @@ def main() -> None:
     """See the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=MAKERS)
-    what = parser.parse_args().what
+    parser.add_argument("names", nargs="*", help="of workflows; without, all of them")
+    options = parser.parse_args()
+    if options.names and options.what != "workflows":
+        parser.error(f"{options.what} takes no names")
     with tempfile.TemporaryDirectory() as base, ComfyServer(find_comfyui(), Path(base)) as server:
-        MAKERS[what](server)
+        if options.names:
+            make_workflows(server, options.names)
+        else:
+            MAKERS[options.what](server)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 // The example workflows, as they are built on the page: nodes (type, place, size, widgets), links, groups.
 
 const CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors";
+const CHECKPOINT_URL = `https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/${CHECKPOINT}?download=true`;
 
 const demo = (at, kind = "eps", digit = 3) => ({ type: "DODE_DemoModel", at, widgets: { kind, digit } });
 const emptyLatent = (at, size, batch_size) => ({
@@ -17,71 +18,75 @@ const note = (size, text) => ({
   size,
   widgets: { text },
 });
-const prompt = (at, title, text) => ({
+const prompt = (at, title, text, height = 140) => ({
   type: "CLIPTextEncode",
   title,
   at,
-  size: [340, 140],
+  size: [340, height],
   widgets: { text },
 });
 const decode = (at, width = 270) => ({ type: "VAEDecode", at, size: [width, 46] });
-// The digits are 64×64 pixels, and a preview does not enlarge.
-const enlarge = (at, width = 270) => ({
+// Pictures of the demo models are small, and a preview does not enlarge.
+const enlarge = (at, width = 270, scale_by = 4) => ({
   type: "ImageScaleBy",
   at,
   size: [width, 82],
-  widgets: { upscale_method: "bicubic", scale_by: 4 },
+  widgets: { upscale_method: "bicubic", scale_by },
 });
 const preview = (at, size) => ({ type: "PreviewImage", at, size });
 const fixed = (seed) => ({ seed, control_after_generate: "fixed" });
-const dodeKSampler = (at, widgets) => ({ type: "DODE_KSampler", at, size: [270, 262], widgets });
-const kSampler = (at, widgets) => ({ type: "KSampler", at, size: [270, 262], widgets });
+// With room for a live preview below the widgets, as core's templates have.
+const dodeKSampler = (at, widgets) => ({ type: "DODE_KSampler", at, size: [270, 540], widgets });
+const kSampler = (at, widgets) => ({ type: "KSampler", at, size: [270, 474], widgets });
 
 const firstSteps = {
   nodes: {
     note: note(
-      [300, 250],
+      [340, 250],
       `## First steps
 
-Nothing to download: a small model of handwritten digits comes with the pack.
+Nothing to download: a small model that draws what you write comes with the pack. It knows simple words such as *cat*, *moon* or *smiling face*.
 
-1. Press **Run**.
-2. **Distill λ** runs a slow, exact sampler and a fast one on the same noises. It finds the numbers λ that bring the fast one closest and saves them as a *λ table*. With a **refine_budget**, it then fits all numbers of the fast sampler together.
-3. **Compare** starts from new noises and samples with the plain fast sampler, with the table, and with the slow one.
-4. **KSampler (D-ODE)** samples with the table. It costs no more than the fast sampler.
+1. Press **Run**. It takes a minute or two.
+2. **Distill λ** runs a slow, exact sampler once and fits a fast one to it. It saves the fast one as a *λ table*.
+3. **Compare** starts from new noises and samples with a stock sampler, with the table, and with the slow one.
+4. **KSampler (D-ODE)** samples with the table. It costs no more than the stock sampler.
 
 When you press Run again, Distill λ keeps its result until you change one of its inputs.`,
     ),
-    demo: demo([0, 370]),
-    latent: emptyLatent([0, 590], 64, 1),
+    demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
+    prompt: prompt([0, 500], "Prompt", "cat", 100),
+    negative: prompt([0, 660], "Negative prompt", "", 100),
+    latent: emptyLatent([0, 820], 128, 1),
     distil: {
       type: "DODE_DistillLambdas",
-      at: [390, 0],
-      size: [640, 1084],
-      widgets: { cfg: 2, steps: "5", save_name: "first_steps" },
+      at: [430, 0],
+      size: [480, 780],
+      widgets: { cfg: 3, steps: "4", save_name: "first_steps" },
     },
     compare: {
       type: "DODE_Compare",
-      at: [1120, 0],
-      size: [720, 580],
-      widgets: { ...fixed(1), cfg: 2, steps: 5, pictures: 8 },
+      at: [1000, 0],
+      size: [860, 780],
+      widgets: { ...fixed(1), cfg: 3, steps: 4, pictures: 8 },
     },
-    empty: emptyLatent([1120, 690], 64, 8),
-    sampler: dodeKSampler([1120, 860], { ...fixed(7), steps: 5, cfg: 2 }),
-    decode: decode([1430, 690], 410),
-    enlarge: enlarge([1430, 800], 410),
-    preview: preview([1430, 950], [410, 250]),
+    empty: emptyLatent([430, 900], 128, 8),
+    sampler: dodeKSampler([740, 900], { ...fixed(7), steps: 4, cfg: 3 }),
+    decode: decode([1050, 900], 270),
+    enlarge: enlarge([1050, 1020], 270, 2),
+    preview: preview([1360, 900], [500, 310]),
   },
   links: `
-    demo.model distil.model       demo.positive distil.positive     demo.negative distil.negative
-    latent.LATENT distil.latent   distil.table compare.table        distil.table sampler.table
-    demo.model compare.model      demo.positive compare.positive    demo.negative compare.negative
+    demo.clip prompt.clip         demo.clip negative.clip
+    demo.model distil.model       prompt.CONDITIONING distil.positive   negative.CONDITIONING distil.negative
+    latent.LATENT distil.latent   distil.table compare.table            distil.table sampler.table
+    demo.model compare.model      prompt.CONDITIONING compare.positive  negative.CONDITIONING compare.negative
     demo.vae compare.vae          latent.LATENT compare.latent
-    demo.model sampler.model      demo.positive sampler.positive    demo.negative sampler.negative
+    demo.model sampler.model      prompt.CONDITIONING sampler.positive  negative.CONDITIONING sampler.negative
     empty.LATENT sampler.latent_image   sampler.latent decode.samples   demo.vae decode.vae
     decode.IMAGE enlarge.image    enlarge.IMAGE preview.images`,
   groups: {
-    "Model": ["demo", "latent"],
+    "Model": ["demo", "prompt", "negative", "latent"],
     "1. Distil λ, once": ["distil"],
     "2. Compare": ["compare"],
     "3. Sample": ["empty", "sampler", "decode", "enlarge", "preview"],
@@ -91,53 +96,59 @@ When you press Run again, Distill λ keeps its result until you change one of it
 const forYourCheckpoint = {
   nodes: {
     note: note(
-      [330, 300],
+      [330, 250],
       `## Distil λ for your checkpoint
 
 1. Choose your checkpoint (SD 1.5 or SDXL) and set the size you sample at: 512 for SD 1.5, 1024 for SDXL.
-2. Set **cfg** to what you sample with, in both nodes.
-3. Write prompts like those you use. All get an equal share of the noises, so that λ is not fitted to a single picture.
+2. Set **cfg** and **steps** to what you sample with, in all three nodes.
+3. Write prompts like those you use. The second one keeps the table from fitting a single picture.
 4. Name the table under **save_name** and press **Run**.
 
-This takes about as long as 16 pictures of 225 steps, and you do it once for this checkpoint. With a **refine_budget** of 4 it takes three to four times that, and it gains the most. Then set the **scheduler** to beta and use one number of **steps** at a time if you can.
+Before it starts, **Distill λ** says what it will cost. You do this once for a checkpoint. **Compare** then shows your prompt by the best stock setting, by the table, and by the slow sampler.
 
-You then find the table in **Load λ table** (press R to refresh). The example *3_sample_with_a_table* shows how to use it.`,
+To sample only, select the groups *1* and *2* and press Ctrl+B. KSampler (D-ODE) then finds the table by itself.`,
     ),
     checkpoint: {
       type: "CheckpointLoaderSimple",
-      at: [0, 390],
+      at: [0, 340],
       size: [330, 98],
       widgets: { ckpt_name: CHECKPOINT },
+      models: [{ name: CHECKPOINT, url: CHECKPOINT_URL, directory: "checkpoints" }],
     },
-    latent: emptyLatent([0, 570], 512, 1),
+    latent: emptyLatent([0, 520], 512, 1),
     prompt: prompt([420, 0], "Prompt", "photograph of a red fox in fresh snow, morning light"),
-    another: prompt([420, 230], "Another prompt", "portrait of an old fisherman, oil painting"),
-    negative: prompt([420, 460], "Negative prompt", "blurry, low quality"),
+    another: prompt([420, 210], "Another prompt", "portrait of an old fisherman, oil painting"),
+    negative: prompt([420, 420], "Negative prompt", "blurry, low quality"),
+    options: { type: "DODE_DistillOptions", at: [420, 650], size: [220, 30], collapsed: true },
     distil: {
       type: "DODE_DistillLambdas",
       at: [850, 0],
-      size: [640, 874],
+      size: [500, 560],
       widgets: { save_name: "my_checkpoint" },
     },
-    sampler: dodeKSampler([1580, 0], { ...fixed(7), steps: 8 }),
-    decode: decode([1580, 340]),
-    save: { type: "SaveImage", at: [1580, 466], size: [270, 408], widgets: { filename_prefix: "D-ODE" } },
+    compare: { type: "DODE_Compare", at: [1440, 0], size: [520, 1220], widgets: { ...fixed(1), steps: 6 } },
+    sampler: dodeKSampler([850, 680], { ...fixed(7), steps: 6 }),
+    decode: decode([1150, 680], 200),
+    save: { type: "SaveImage", at: [1150, 800], size: [200, 420], widgets: { filename_prefix: "D-ODE" } },
   },
   links: `
     checkpoint.CLIP prompt.clip          checkpoint.CLIP another.clip      checkpoint.CLIP negative.clip
     checkpoint.MODEL distil.model        prompt.CONDITIONING distil.positive
     another.CONDITIONING options.positive_2   options.options distil.options
-    negative.CONDITIONING distil.negative
-    latent.LATENT distil.latent
+    negative.CONDITIONING distil.negative     latent.LATENT distil.latent
+    checkpoint.MODEL compare.model       prompt.CONDITIONING compare.positive
+    negative.CONDITIONING compare.negative   latent.LATENT compare.latent
+    checkpoint.VAE compare.vae           distil.table compare.table
     checkpoint.MODEL sampler.model       prompt.CONDITIONING sampler.positive
     negative.CONDITIONING sampler.negative   latent.LATENT sampler.latent_image
     distil.table sampler.table           sampler.latent decode.samples
     checkpoint.VAE decode.vae            decode.IMAGE save.images`,
   groups: {
     "Model and size": ["checkpoint", "latent"],
-    "Prompts": ["prompt", "another", "negative"],
+    "Prompts": ["prompt", "another", "negative", "options"],
     "1. Distil λ, once": ["distil"],
-    "2. Sample": ["sampler", "decode", "save"],
+    "2. Compare": ["compare"],
+    "3. Sample": ["sampler", "decode", "save"],
   },
 };
 
@@ -160,8 +171,8 @@ For your own model, replace the demo model with its loader and choose its table 
     empty: emptyLatent([0, 750], 64, 5),
 
     ksampler: dodeKSampler([390, 0], { ...fixed(7), steps: 6, cfg: 2 }),
-    apply: { type: "DODE_ApplyLambdas", at: [390, 390], size: [270, 78] },
-    stock: kSampler([390, 550], { ...fixed(7), steps: 6, cfg: 2, sampler_name: "euler", scheduler: "karras" }),
+    apply: { type: "DODE_ApplyLambdas", at: [390, 650], size: [270, 78] },
+    stock: kSampler([390, 840], { ...fixed(7), steps: 6, cfg: 2, sampler_name: "euler", scheduler: "karras" }),
 
     sampler: { type: "DODE_Sampler", at: [750, 0] },
     sigmas: { type: "DODE_Sigmas", at: [750, 140], widgets: { steps: 6 } },
@@ -215,13 +226,13 @@ For your own model, use Load Image and VAE Encode in place of the first KSampler
     table: load([0, 800], "demo_eps.safetensors"),
     empty: emptyLatent([390, 0], 64, 4),
     first: dodeKSampler([390, 190], { ...fixed(3), steps: 10, cfg: 2 }),
-    decode: decode([390, 530]),
-    enlarge: enlarge([390, 656]),
+    decode: decode([390, 800]),
+    enlarge: enlarge([390, 926]),
     picture: preview([700, 0], [340, 376]),
     encode: { type: "VAEEncode", at: [700, 480], size: [340, 46] },
     second: dodeKSampler([1130, 0], { ...fixed(5), steps: 10, cfg: 2, denoise: 0.6 }),
-    decode2: decode([1130, 340]),
-    enlarge2: enlarge([1130, 466]),
+    decode2: decode([1130, 610]),
+    enlarge2: enlarge([1130, 736]),
     result: preview([1440, 0], [340, 376]),
   },
   links: `
@@ -256,20 +267,20 @@ For your own model, use its loader, its ModelSampling node, its cfg and its kind
     table: load([0, 580], "demo_flow.safetensors"),
     empty: emptyLatent([0, 720], 64, 4),
     stock: kSampler([390, 0], { ...fixed(7), steps: 4, cfg: 2, sampler_name: "euler", scheduler: "simple" }),
-    decode1: decode([390, 340]),
-    enlarge1: enlarge([390, 466]),
-    preview1: preview([690, 0], [460, 548]),
-    dode: dodeKSampler([390, 660], { ...fixed(7), steps: 4, cfg: 2 }),
-    decode2: decode([390, 1000]),
-    enlarge2: enlarge([390, 1126]),
-    preview2: preview([690, 660], [460, 548]),
+    decode1: decode([390, 540]),
+    enlarge1: enlarge([390, 660]),
+    preview1: preview([690, 0], [460, 742]),
+    dode: dodeKSampler([390, 860], { ...fixed(7), steps: 4, cfg: 2 }),
+    decode2: decode([390, 1470]),
+    enlarge2: enlarge([390, 1590]),
+    preview2: preview([690, 860], [460, 812]),
     compare: {
       type: "DODE_Compare",
       at: [1240, 0],
-      size: [720, 580],
+      size: [720, 742],
       widgets: { ...fixed(1), cfg: 2, steps: 4, pictures: 8 },
     },
-    inspect: { type: "DODE_InspectLambdas", at: [1240, 690], size: [720, 518] },
+    inspect: { type: "DODE_InspectLambdas", at: [1240, 860], size: [720, 812] },
   },
   links: `
     demo.model stock.model         demo.positive stock.positive     demo.negative stock.negative
@@ -292,12 +303,62 @@ For your own model, use its loader, its ModelSampling node, its cfg and its kind
   },
 };
 
+const previewPickFinish = {
+  nodes: {
+    note: note(
+      [340, 250],
+      `## Preview, pick, finish
+
+A few D-ODE steps end where many steps end. So look at many noises cheaply, and pay for one.
+
+1. Press **Run**. KSampler (D-ODE) draws eight noises in 4 steps each.
+2. Count to the one you like, from 0, and set **batch_index** to it.
+3. Press **Run** again. Only that noise is drawn with 40 steps of the slow sampler. It is the same picture, finished.
+
+Both samplers need the same **seed**. **Latent From Batch** keeps the noise's place in the batch.`,
+    ),
+    demo: demo([0, 370], "eps", 2),
+    table: load([0, 590], "demo_eps.safetensors"),
+    empty: emptyLatent([430, 0], 64, 8),
+    few: dodeKSampler([430, 190], { ...fixed(11), steps: 4, cfg: 2 }),
+    decode1: decode([430, 800]),
+    enlarge1: enlarge([430, 920]),
+    previews: preview([740, 0], [420, 1002]),
+    pick: { type: "LatentFromBatch", at: [1250, 0], size: [270, 82], widgets: { batch_index: 2, length: 1 } },
+    many: kSampler([1250, 190], {
+      ...fixed(11),
+      steps: 40,
+      cfg: 2,
+      sampler_name: "dpmpp_2m",
+      scheduler: "karras",
+    }),
+    decode2: decode([1250, 800]),
+    enlarge2: enlarge([1250, 920]),
+    finished: preview([1560, 0], [300, 1002]),
+  },
+  links: `
+    demo.model few.model          demo.positive few.positive     demo.negative few.negative
+    table.table few.table         empty.LATENT few.latent_image
+    few.latent decode1.samples    demo.vae decode1.vae           decode1.IMAGE enlarge1.image
+    enlarge1.IMAGE previews.images
+    empty.LATENT pick.samples     pick.LATENT many.latent_image
+    demo.model many.model         demo.positive many.positive    demo.negative many.negative
+    many.LATENT decode2.samples   demo.vae decode2.vae           decode2.IMAGE enlarge2.image
+    enlarge2.IMAGE finished.images`,
+  groups: {
+    "Model and table": ["demo", "table"],
+    "1. Preview": ["empty", "few", "decode1", "enlarge1", "previews"],
+    "2. Pick, finish": ["pick", "many", "decode2", "enlarge2", "finished"],
+  },
+};
+
 export const examples = {
   "1_first_steps": firstSteps,
   "2_distil_for_your_checkpoint": forYourCheckpoint,
   "3_sample_with_a_table": withATable,
   "4_img2img": imageToImage,
   "5_flow_model": flowModel,
+  "6_preview_pick_finish": previewPickFinish,
 };
 
 /** Build one on the page, through the front end's own classes, and return it as it would be saved. */
@@ -308,7 +369,7 @@ export async function build(page, example) {
     window.app.clean(); // the pictures of an earlier graph
     graph.clear();
     const made = {};
-    for (const [name, { type, title, at, size, widgets }] of Object.entries(nodes)) {
+    for (const [name, { type, title, at, size, widgets, models, collapsed }] of Object.entries(nodes)) {
       const node = LiteGraph.createNode(type);
       if (node === null) throw new Error(`no node type ${type}`);
       graph.add(node);
@@ -320,6 +381,8 @@ export async function build(page, example) {
         if (!found) throw new Error(`${type} has no widget ${widget}`);
         found.value = value;
       }
+      if (models) node.properties.models = models;
+      if (collapsed) node.collapse();
       made[name] = node;
     }
     const words = links.trim().split(/\s+/);
@@ -341,6 +404,14 @@ export async function build(page, example) {
       group.size = [right - left + 30, bottom - top + 90];
       graph.add(group);
     }
+    const boxes = [...graph.nodes, ...graph.groups].map(({ pos, size }) => ({ pos, size }));
+    const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map(({ pos }) => pos[axis])));
+    const [right, bottom] = [0, 1].map((axis) =>
+      Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])),
+    );
+    // Opened, all of it is in view on a page of 1600 × 1000 with menus at the left and on top.
+    const scale = Math.min(1440 / (right - left), 860 / (bottom - top), 1);
+    graph.extra.ds = { scale, offset: [-left + 110 / scale, -top + 90 / scale] };
     return graph.serialize();
   }, example);
 }
