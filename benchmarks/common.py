@@ -72,13 +72,17 @@ class Bench:
         """The test latents by a row, on its own schedule."""
         return self.sample(torch.tensor(row.sigmas, dtype=torch.float32), row=row)
 
+    def from_converged(self, results: Tensor) -> Tensor:
+        """The difference of which errors are the size, ``[B, …]``."""
+        return results - self.converged
+
     def error(self, results: Tensor) -> float:
         """RMS distance to the converged solution."""
-        return root_mean_square(results - self.converged)
+        return root_mean_square(self.from_converged(results))
 
     def median(self, results: Tensor) -> float:
         """The median latent's distance: a few latents that end as another picture dominate the RMS."""
-        return float((results - self.converged).double().flatten(1).square().mean(1).sqrt().median())
+        return float(self.from_converged(results).double().flatten(1).square().mean(1).sqrt().median())
 
 
 def _seeds(first: int, latents: int) -> range:
@@ -106,14 +110,16 @@ def prepare(kind: str, cfg: float, latents: int) -> Bench:
     return Bench(model, cfg, test, *converged(model, test))
 
 
-def converged(model: DemoModel, group: Group, start: float | None = None) -> tuple[Tensor, float]:
+def converged(
+    model: DemoModel, group: Group, start: float | None = None, scale: int = _REFERENCE["scale"]
+) -> tuple[Tensor, float]:
     """Where a group's latents end, and how much that changes when the steps are halved, RMS.
 
     Args:
         start: the σ that they are at; None for the schedule's highest.
+        scale: steps for each of twelve.
     """
     sigmas = make_sigmas(_REFERENCE["schedule"][model.kind], _REFERENCE["steps"], model.noise_schedule)
-    scale = _REFERENCE["scale"]
     if start is not None:
         scale //= 2  # what is left of the way bends less
         below = sigmas[sigmas < start * (1 - HOST_RTOL)]

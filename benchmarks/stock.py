@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, partial
 from typing import Any
@@ -27,9 +27,8 @@ from dode_nodes.sampling.schedules import SCHEDULES, make_sigmas
 from dode_nodes.sampling.solvers import SOLVERS, Sampler
 
 ENDINGS = (("full", False), ("penultimate σ dropped", True))
-SCREENED = 12
-"""Test latents on which all combinations are tried; the best few are measured on all."""
-FINALISTS = 8
+HEATS = ((12, 8),)
+"""Test latents on which all combinations are tried, and how many of them go on; the last are measured on all."""
 _FEWER = {"max_order": (2, 3), "order": (2, 3), "eta": (0.0,)}
 _SIGMAS = torch.tensor([14.0, 5.0, 2.0, 0.7, 0.0])
 
@@ -139,17 +138,21 @@ def combinations(bench: Bench, budget: int) -> Iterator[Stock]:
                         break
 
 
-def best_stock(bench: Bench, among: Iterable[Stock]) -> tuple[float, Stock, Tensor]:
+def best_stock(
+    bench: Bench, among: Iterable[Stock], heats: Sequence[tuple[int, int]] = HEATS
+) -> tuple[float, Stock, Tensor]:
     """Error, name and results of the best on the test latents: a choice in stock's favour."""
     bench = hosted(bench)
-    some = bench.first(SCREENED)
-    errors = {}
-    for candidate in among:
-        error = some.error(some.sample(candidate.sigmas.clone(), candidate.sampler))
-        if error == error:  # no NaN
-            errors[candidate] = error
+    for latents, go_on in heats:
+        some = bench.first(latents)
+        errors = {}
+        for candidate in among:
+            error = some.error(some.sample(candidate.sigmas.clone(), candidate.sampler))
+            if error == error:  # no NaN
+                errors[candidate] = error
+        among = sorted(errors, key=errors.__getitem__)[:go_on]
     measured = []
-    for candidate in sorted(errors, key=errors.__getitem__)[:FINALISTS]:
+    for candidate in among:
         results = bench.sample(candidate.sigmas.clone(), candidate.sampler)
         measured.append((bench.error(results), candidate, results))
     return min(measured, key=lambda result: result[0])

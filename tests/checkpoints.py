@@ -1,4 +1,4 @@
-"""A Stable Diffusion 1.5 checkpoint that ComfyUI's own loader accepts: tiny U-Net, TAESD, blank text encoder."""
+"""Stable Diffusion 1.5 checkpoints that hosts' own loaders accept: tiny U-Net, blank text encoder, a VAE."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ WORDS = 64
 """Of the text encoder's embeddings so many differ: prompts differ, and most of the file is a hole."""
 
 
-def write_sd15(path: Path, *, text_encoder: bool = True) -> None:
+def write_sd15(path: Path, *, text_encoder: bool = True, for_webui: bool = False) -> None:
     """Write the checkpoint: random weights where a picture comes from, no layers in the text encoder, if it has one.
 
     The text encoder's size is fixed in ComfyUI, 246 MB; its zeros take no space on disk.
+
+    Args:
+        for_webui: whether the WebUI family must load it, too: it wants a middle block and the VAE in full, 168 MB.
     """
     parts = {
-        "model.diffusion_model.": _unet(),
-        "first_stage_model.": _taesd(),
+        "model.diffusion_model.": _unet(middle=for_webui),
+        "first_stage_model.": _vae() if for_webui else _taesd(),
     }
     if text_encoder:
         parts["cond_stage_model.transformer."] = _text_encoder()
@@ -55,6 +58,8 @@ def write_sd15(path: Path, *, text_encoder: bool = True) -> None:
 
 def _weight(name: str, shape: torch.Size) -> torch.Tensor | None:
     """Random, of unit gain; a normalisation's are ones; None for zeros."""
+    if name.endswith("final_layer_norm.bias"):
+        return torch.full(shape, 0.1)  # the WebUI divides by a prompt's mean
     if name.startswith("cond_stage_model."):
         if "token_embedding" in name:
             return torch.randn(WORDS, shape[1]).repeat(-(-shape[0] // WORDS), 1)[: shape[0]]
@@ -64,10 +69,21 @@ def _weight(name: str, shape: torch.Size) -> torch.Tensor | None:
     return torch.ones(shape) if name.endswith("weight") or name.endswith("vae_scale") else None
 
 
-def _unet() -> nn.Module:
+def _unet(*, middle: bool) -> nn.Module:
     from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-    return UNetModel(**UNET, device="meta")
+    return UNetModel(**UNET | ({"transformer_depth_middle": 1} if middle else {}), device="meta")
+
+
+def _vae() -> nn.Module:
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    sizes = {
+        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+        "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    with torch.device("meta"):
+        return AutoencoderKL(ddconfig=sizes, embed_dim=4)
 
 
 def _taesd() -> nn.Module:

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..demo.experiment import check_settings, demo_latents, seeds_to_fit
-from ..demo.models import KINDS, load_demo_model
+from ..demo.catalogue import NAMES, PICTURES, load_model
+from ..demo.experiment import check_settings, demo_latents, seeds_to_fit, usual_of
 from ..errors import DodeError
 from ..fit.headline import LATENTS as UNSEEN
 from ..fit.pipeline import Pipeline, Recipe
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from ..hosts.diffusers import Distillation as PipelineDistillation
 
 AUTO = "auto"
-_EMBEDDED_CFG, _CHECKPOINT_CFG = 2.0, 7.0
+_CHECKPOINT_CFG = 7.0
 _MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
 
 
@@ -52,9 +52,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options. None where the default depends on the model."""
     model = parser.add_argument_group("what to distil for")
     which = model.add_mutually_exclusive_group()
-    which.add_argument("--model", choices=KINDS, default="eps",
-                       help="a demo model of digits: eps predicts noise, like Stable Diffusion; flow is a "
-                       "rectified flow, like SD3 and FLUX (default: %(default)s)")  # fmt: skip
+    which.add_argument("--model", choices=NAMES, default="eps",
+                       help="a demo model. pictures draws in colour what a few words ask for, and is a rectified flow, "
+                       "like SD3 and FLUX; the others draw digits: eps predicts noise, like Stable Diffusion; flow is "
+                       "a rectified flow (default: %(default)s)")  # fmt: skip
     which.add_argument("--checkpoint", type=Path, metavar="FILE",
                        help="a .safetensors checkpoint with its text encoder; needs ComfyUI: at $COMFYUI_PATH, the one "
                        "this pack is installed in, or ~/comfy/ComfyUI")  # fmt: skip
@@ -62,8 +63,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        help="a folder of diffusers, of safetensors files; needs pip install "
                        "'dode-nodes[diffusers]'")  # fmt: skip
     model.add_argument("--prompt", action="append", metavar="TEXT",
-                       help="with --checkpoint or --pipeline: a prompt like those you use; repeat it to give several, "
-                       "which get equal shares of the latents")  # fmt: skip
+                       help="with --checkpoint, --pipeline or --model pictures: a prompt like those you use; repeat "
+                       "it to give several, which get equal shares of the latents")  # fmt: skip
     model.add_argument("--negative", metavar="TEXT",
                        help="with --checkpoint or --pipeline: the negative prompt (default: empty)")  # fmt: skip
     model.add_argument("--size", type=_size, metavar="WxH",
@@ -71,7 +72,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "of a pipeline, its own)")  # fmt: skip
     model.add_argument("--cfg", type=float,
                        help="the classifier-free guidance scale you will sample with "
-                       f"(default: {_EMBEDDED_CFG:g}; {_CHECKPOINT_CFG:g} for a checkpoint or a pipeline)")  # fmt: skip
+                       f"(default: {_CHECKPOINT_CFG:g}; of a demo model, its own)")  # fmt: skip
 
     student = parser.add_argument_group("the few-step solver")
     student.add_argument("--steps", type=int, nargs="+", default=[5, 8], metavar="N",
@@ -166,7 +167,7 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
     """
     if options.cfg is None:
         embedded = options.checkpoint is None and options.pipeline is None
-        options.cfg = _EMBEDDED_CFG if embedded else _CHECKPOINT_CFG
+        options.cfg = usual_of(options.model).cfg if embedded else _CHECKPOINT_CFG
     options.steps = list(dict.fromkeys(options.steps))
     check_settings(options.steps, options.cfg, options.seed)
     or_stock = options.solver is None and options.schedule is None
@@ -194,10 +195,13 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
         return _of_checkpoint(options, recipe, bar)
     if options.pipeline is not None:
         return _of_pipeline(options, recipe, bar)
-    if any(value is not None for value in (options.prompt, options.negative, options.size)):
+    if any(value is not None for value in (options.negative, options.size)):
         raise DodeError(
-            "use --prompt, --negative and --size only with --checkpoint or --pipeline: the demo models draw digits and "
-            "take no prompt"
+            "use --negative and --size only with --checkpoint or --pipeline: the demo models have none"
+        )
+    if options.prompt and options.model != PICTURES:
+        raise DodeError(
+            f"use --prompt only with --checkpoint, --pipeline or --model {PICTURES}: the other demo models draw digits"
         )
     return Embedded(options, recipe, bar)
 
@@ -239,7 +243,7 @@ class Embedded:
 
     def __init__(self, options: argparse.Namespace, recipe: Recipe, bar: Bar) -> None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
-        model = load_demo_model(options.model, device=device)
+        model = load_model(options.model, device)
         schedule = options.schedule or start_schedule(flow=model.kind == "flow")
         recipe = replace(
             recipe,
@@ -249,12 +253,12 @@ class Embedded:
         )
         seeds = seeds_to_fit(options.seed, options.latents + UNSEEN)
         latents, unseen = (
-            demo_latents(model, options.cfg, part, options.micro_batch or _MICRO_BATCH)
+            demo_latents(model, options.cfg, part, options.micro_batch or _MICRO_BATCH, options.prompt)
             for part in (seeds[: options.latents], seeds[options.latents :])
         )
         schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]
         self._bar = bar
-        self._facts = {"name": "embedded digits", "kind": model.kind}
+        self._facts = model.facts
         self._pipeline = Pipeline(latents, schedules, recipe, unseen)
 
     def run(self) -> None:

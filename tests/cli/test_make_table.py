@@ -61,6 +61,31 @@ def test_says_the_cost_saves_and_shows_the_table(
     assert [file.name for file in out.parent.iterdir()] == ["mine.safetensors"]
 
 
+def test_the_model_of_pictures_takes_prompts_of_words_that_it_knows(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", "pictures", "--prompt", "cat", "--prompt", "red heart", "--out", str(out)]
+    assert main([*SMALL, "--steps", "2", "--latents", "2", "--refine-budget", "0", *options]) == 0
+    table = LambdaTable.load(out)
+    assert table.model == {"name": "embedded pictures", "kind": "flow"}
+    assert table.rows[0].settings["cfg"] == 3.0
+    monkeypatch.delattr(Pipeline, "run")  # from here on nothing is evaluated
+    assert (
+        main(
+            ["distill", *options[:2], "--prompt", "flowers", "--out", str(out.with_name("other.safetensors"))]
+        )
+        == 2
+    )
+    assert "'flowers'" in capsys.readouterr().err
+    assert (
+        main(
+            ["distill", "--model", "eps", "--prompt", "cat", "--out", str(out.with_name("other.safetensors"))]
+        )
+        == 2
+    )
+    assert "draw digits" in capsys.readouterr().err
+
+
 def test_one_step_makes_a_row_and_says_that_there_is_nothing_to_fit(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

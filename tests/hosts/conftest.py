@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import Callable, Iterator
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -57,7 +58,10 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
 
 @pytest.fixture
 def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
-    """``make_model("EPS" | "V_PREDICTION" | "FLOW", channels=4, on_call=None)`` -> a ModelPatcher."""
+    """``make_model("EPS" | "V_PREDICTION" | "FLOW", channels=4, on_call=None)`` -> a ModelPatcher.
+
+    Each is a checkpoint of its own, unless the number of one is given: a fit that is done is not made again.
+    """
     import comfy.latent_formats
     import comfy.model_base
     import comfy.model_patcher
@@ -91,9 +95,19 @@ def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
             ]
             return torch.cat(rows)
 
-    def make(kind: str = "EPS", channels: int = 4, dimensions: int = 2, on_call: Any = None) -> Any:
+    numbers = itertools.count(1000)
+
+    def make(
+        kind: str = "EPS",
+        channels: int = 4,
+        dimensions: int = 2,
+        on_call: Any = None,
+        checkpoint: int | None = None,
+    ) -> Any:
         model = MixtureModel(MixtureConfig(channels, dimensions), getattr(comfy.model_base.ModelType, kind))
-        model.diffusion_model = torch.nn.Linear(16, 16)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(next(numbers) if checkpoint is None else checkpoint)
+            model.diffusion_model = torch.nn.Linear(16, 16)
         model.diffusion_model.dtype = torch.float32
         model.on_call = on_call
         return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
@@ -113,10 +127,17 @@ def run_node(pack: SimpleNamespace) -> Callable[..., tuple[Any, ...]]:
 
 
 @pytest.fixture
-def lambdas_folder(pack: SimpleNamespace, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty folder that tables are saved to."""
-    from dode_nodes.hosts.comfy import table_files
+def lambdas_folder(
+    pack: SimpleNamespace,
+    tmp_path: Any,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """An empty folder that tables are saved to; and no fit is known to be done."""
+    from dode_nodes.hosts.comfy import finished_fits, table_files
 
+    user = tmp_path_factory.mktemp("user")
+    monkeypatch.setattr(finished_fits, "_folder", lambda: user)
     monkeypatch.setattr(table_files, "save_folder", lambda: tmp_path)
     return tmp_path
 
@@ -150,8 +171,8 @@ def inputs(lambdas_folder: Any) -> SimpleNamespace:
             "solver": "euler",
             "scheduler": "karras",
             "teacher": "dpmpp_2m",
-            "scale": 4,
-            "prediction": "auto",
+            "scale": 3,
+            "prediction": "noise",
             "micro_batch": 0,
         },
     )

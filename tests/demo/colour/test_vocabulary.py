@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
 from dode_nodes.demo.colour.vocabulary import Vocabulary, prompts_of, words_of
+from dode_nodes.errors import DodeError
 
 NAMES = ["grinning face yellow", "cat face", "cat animal", "dog animal", "dog animal"]
 
@@ -33,3 +36,16 @@ def test_prompts_to_fit_and_to_test_share_none_and_are_always_the_same():
 def test_pairs_in_another_order_are_the_same_prompt():
     fit, test = prompts_of(["face cat", "cat face"])
     assert sorted(fit + test) == ["cat", "face", "face cat"]
+
+
+@pytest.mark.parametrize("text", ["", "red CAT", "a cat, on the dog"])
+def test_known_words_pass(text):
+    Vocabulary(("", "cat", "dog", "red")).check(text)
+
+
+def test_an_unknown_word_is_named_with_those_that_are_spelt_much_like_it():
+    vocabulary = Vocabulary(("", "cat", "flower", "sunflower"))
+    with pytest.raises(DodeError, match=r"'flowers'.* It knows flower, sunflower\. Other words: "):
+        vocabulary.check("cat flowers")
+    with pytest.raises(DodeError, match=r"does not know it\. Other words: "):
+        vocabulary.check("xyz")

@@ -34,6 +34,7 @@ from .inputs import (
     conditioning_inputs,
     filtered_solver,
     guider_input,
+    schema,
     seed_input,
     solver_filter,
     table_input,
@@ -46,7 +47,7 @@ class CompareSamplers(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_Compare",
             display_name="Compare samplers (D-ODE)",
             category=CATEGORY,

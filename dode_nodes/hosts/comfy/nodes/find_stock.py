@@ -20,7 +20,7 @@ from ..pictures import draw
 from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..stock_job import as_host_runs, find_stock
-from .inputs import CATEGORY, cfg_input, conditioning_inputs, guider_input, seed_input
+from .inputs import CATEGORY, cfg_input, conditioning_inputs, guider_input, schema, seed_input
 
 _LATENTS = 16
 
@@ -31,7 +31,7 @@ class FindStock(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_FindStock",
             display_name="Find best stock sampler",
             category=CATEGORY,

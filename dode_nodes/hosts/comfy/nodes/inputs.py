@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
@@ -16,6 +18,26 @@ ANY = "any"
 """In the solver filter: rows of every solver."""
 PRESET = "preset"
 Table = io.Custom("LAMBDA_TABLE")
+
+
+_ALIASES: Mapping[str, Sequence[str]] = {
+    "DODE_DistillLambdas": ("few steps", "fast", "speed", "refine", "solver", "distill", "teacher"),
+    "DODE_KSampler": ("few steps", "fast", "speed", "sampler", "solver", "img2img"),
+    "DODE_ApplyLambdas": ("few steps", "fast", "speed", "patch model"),
+    "DODE_Sampler": ("few steps", "fast", "solver"),
+    "DODE_Sigmas": ("schedule", "scheduler", "few steps"),
+    "DODE_FindStock": ("scheduler", "schedule", "which sampler", "benchmark"),
+    "DODE_Compare": ("benchmark", "side by side", "schedule"),
+}
+"""What people search for who do not know a node's name."""
+
+
+def schema(**facts: Any) -> io.Schema:
+    """A node's, with words that a search finds it by, where the host takes them."""
+    aliases = _ALIASES.get(facts["node_id"], ())
+    if aliases and any(each.name == "search_aliases" for each in fields(io.Schema)):
+        facts["search_aliases"] = list(aliases)
+    return io.Schema(**facts)
 
 
 def table_input(*, optional: bool = False) -> io.Input:

@@ -28,6 +28,7 @@ from .inputs import (
     choose_and_note,
     conditioning_inputs,
     filtered_solver,
+    schema,
     seed_input,
     solver_filter,
     table_input,
@@ -68,7 +69,7 @@ class DodeSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_Sampler",
             display_name="D-ODE sampler",
             category=CATEGORY,
@@ -99,7 +100,7 @@ class DodeSigmas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_Sigmas",
             display_name="D-ODE sigmas",
             category=CATEGORY,
@@ -127,7 +128,7 @@ class DodeKSampler(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_KSampler",
             display_name="KSampler (D-ODE)",
             category=CATEGORY,
@@ -215,7 +216,7 @@ class ApplyLambdas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_ApplyLambdas",
             display_name="Apply λ to model",
             category=CATEGORY,
