@@ -1,6 +1,6 @@
-"""Run by ComfyUI-Manager (and the WebUI) after the pack was fetched: says whether it can work here.
+"""Run by ComfyUI-Manager, and by the WebUI at every start: says whether the pack can work here.
 
-It installs nothing: requirements.txt names the one package that ComfyUI lacks.
+It installs and changes nothing: requirements.txt names the one package that ComfyUI lacks, and the WebUI has all.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ def problems() -> list[str]:
     try:
         version = importlib.metadata.version("torch")
         if tuple(int(part) for part in version.split("+")[0].split(".")[:2]) < TORCH:
-            found.append(f"torch {TORCH[0]}.{TORCH[1]} or newer is needed, this is {version}: update ComfyUI")
+            found.append(
+                f"torch {TORCH[0]}.{TORCH[1]} or newer is needed, this is {version}: update your host"
+            )
     except importlib.metadata.PackageNotFoundError:
-        found.append("torch is not installed in this Python: run install.py with ComfyUI's own Python")
+        found.append("torch is not installed in this Python: run install.py with your host's own Python")
     try:
         importlib.metadata.version("matplotlib")
     except importlib.metadata.PackageNotFoundError:

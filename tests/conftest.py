@@ -12,8 +12,10 @@ from tests import browser
 from tests.comfyui_hosts import HERE, HOSTS
 from tests.import_comfyui import import_comfyui
 from tests.oracles import load_k_diffusion
+from tests.webui_hosts import WEBUIS
 
-OTHERS = "test_other_hosts"
+ELSEWHERE = ("test_other_hosts", "test_webuis")
+"""These tests run others by another Python, for minutes."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -25,26 +27,31 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The longest goes first: another process does the rest meanwhile."""
-    items.sort(key=lambda item: OTHERS not in item.nodeid)
+    items.sort(key=lambda item: not _is_elsewhere(item.nodeid))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """What a run on this machine can show, whatever was skipped; and what the tests in each ComfyUI came to."""
     counts = _counts_elsewhere(terminalreporter) | {str(HERE): _counts_here(terminalreporter)}
-    for host in map(str, HOSTS):
+    for host in map(str, [*HOSTS, *WEBUIS]):
         terminalreporter.write_line(f"found: {host}: {counts.get(host, 'not tested')}")
     found = {
         "ComfyUI": len(HOSTS) or "none (set COMFYUI_PATH)",
+        "WebUI": len(WEBUIS) or "none (set WEBUI_PATHS)",
         "browser": browser.missing() or "found",
         "GPU": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
     }
     terminalreporter.write_line("found: " + "; ".join(f"{name}: {what}" for name, what in found.items()))
 
 
+def _is_elsewhere(nodeid: str) -> bool:
+    return any(name in nodeid for name in ELSEWHERE)
+
+
 def _counts_elsewhere(reporter: pytest.TerminalReporter) -> dict[str, str]:
     """What the tests of further hosts came to."""
     reports = [*reporter.getreports("passed"), *reporter.getreports("failed")]
-    return dict(each for report in reports if OTHERS in report.nodeid for each in report.user_properties)
+    return dict(each for report in reports if _is_elsewhere(report.nodeid) for each in report.user_properties)
 
 
 def _counts_here(reporter: pytest.TerminalReporter) -> str:
@@ -52,7 +59,7 @@ def _counts_here(reporter: pytest.TerminalReporter) -> str:
     kinds = ("failed", "passed", "skipped", "xfailed", "xpassed", "error")
 
     def of_here(report: pytest.TestReport) -> bool:
-        return "comfyui" in report.keywords and OTHERS not in report.nodeid
+        return "comfyui" in report.keywords and not _is_elsewhere(report.nodeid)
 
     counts = {kind: sum(map(of_here, reporter.getreports(kind))) for kind in kinds}
     return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "not tested"

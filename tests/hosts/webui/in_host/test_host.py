@@ -1,0 +1,107 @@
+"""What the host offers of ours: the sampler, the accordion, the axis, infotext."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from tests.hosts.webui.in_host.boot import module_of
+from tests.hosts.webui.in_host.pictures import runner
+
+
+def test_the_sampler_is_offered_once_however_often_the_ui_is_reloaded():
+    from modules import script_callbacks, sd_samplers
+
+    from dode_nodes.hosts.webui import extension
+
+    stock = [each.name for each in sd_samplers.all_samplers if each.name != "D-ODE"]
+    held, map_ = sd_samplers.all_samplers, sd_samplers.all_samplers_map
+    for _ in range(2):
+        assert sd_samplers.visible_sampler_names()[-1] == "D-ODE"
+        assert sd_samplers.samplers_map["d-ode"] == "D-ODE"
+        assert sd_samplers.get_sampler_and_scheduler("D-ODE", "Automatic") == ("D-ODE", "Automatic")
+        script_callbacks.script_unloaded_callback()
+        assert [each.name for each in sd_samplers.all_samplers] == stock
+        assert "D-ODE" not in sd_samplers.all_samplers_map
+        script_callbacks.clear_callbacks()
+        extension.load()
+        extension.axis.add()
+    assert sd_samplers.all_samplers is held
+    assert sd_samplers.all_samplers_map is map_
+    assert [each.name for each in held] == [*stock, "D-ODE"]
+
+
+def test_an_axis_of_the_plot_chooses_the_table(save, make):
+    from modules import processing, scripts
+
+    table = save("mine", 4)
+    plot = next(data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options"))
+    (option,) = (each for each in plot.axis_options if each.label == "[D-ODE] λ table")
+    assert "mine" in option.choices()
+    p = processing.StableDiffusionProcessingTxt2Img(
+        prompt="a cat", steps=4, width=64, height=64, sampler_name="D-ODE", scheduler="Automatic",
+        do_not_save_samples=True, do_not_save_grid=True,
+    )  # fmt: skip
+    p.scripts, p.script_args = runner(scripts, "none")
+    option.apply(p, "mine", ["none", "mine"])
+    assert f"λ table mine {table.sha256[:8]}" in processing.process_images(p).comments
+
+
+def test_pasting_an_infotext_makes_the_same_picture(save, make):
+    from modules.infotext_utils import parse_generation_parameters
+
+    save("a, b: c/mine", 4, 8)
+    first = make("a, b: c/mine", steps=6)
+    read = parse_generation_parameters(first.text)
+    assert read["Sampler"] == "D-ODE"
+    assert read["Steps"] == "8"
+    again = make(read["D-ODE table"], steps=int(read["Steps"]))
+    assert torch.equal(first.latents, again.latents)
+    assert again.text == first.text
+
+
+def test_a_pasted_name_means_its_numbers_wherever_they_lie(save, make, lambdas):
+    first = make("mine " + save("mine", 4).sha256[:8])
+    (lambdas / "mine.safetensors").rename(lambdas / "renamed.safetensors")
+    save("mine", 4, lam=-0.5)
+    pin = next(line for line in first.text.split(", ") if line.startswith("D-ODE table")).partition(": ")[2]
+    assert torch.equal(make(pin).latents, first.latents)
+
+
+def test_a_missing_table_is_named_and_stock_runs(make):
+    picture = make("gone 1a2b3c4d")
+    assert "DPM++ 2M runs: the λ table 'gone 1a2b3c4d' is not in" in picture.said
+    assert torch.equal(picture.latents, make("none").latents)
+
+
+@pytest.mark.parametrize(
+    "name", ["../../config", "/etc/passwd", "..\\same", "C:mine", "", 7, ["mine"], "\x1b[31m"]
+)
+def test_names_of_strangers_are_looked_up_and_never_opened(name, make, monkeypatch):
+    from dode_nodes.tables import safefile
+
+    opened: list[Any] = []
+    monkeypatch.setattr(safefile, "read", lambda path: opened.append(path))
+    picture = make(name)
+    assert "DPM++ 2M runs" in picture.said
+    assert opened == []
+    assert "\x1b" not in picture.said
+
+
+def test_the_accordion_names_tables_and_takes_what_it_does_not_have(save):
+    import gradio as gr
+
+    from dode_nodes.hosts.webui.extension import DodeScript
+
+    save("deep/mine", 4)
+    script = DodeScript()
+    with gr.Blocks():
+        (table,) = script.ui(False)
+    choices = [each[0] if isinstance(each, (tuple, list)) else each for each in table.choices]
+    assert choices[:3] == ["auto", "none", "deep/mine"]
+    assert (table.value, table.allow_custom_value) == ("auto", True)
+    assert script.infotext_fields == [(table, "D-ODE table")]
+    assert script.paste_field_names == ["D-ODE table"]
+    assert module_of("dode_webui.py").DodeScript is DodeScript
