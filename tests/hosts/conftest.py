@@ -56,6 +56,22 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
     solvers.use_host(None)
 
 
+@pytest.fixture(autouse=True)
+def _short_race(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fit begins with a race of stock settings, which is most of a small one's work."""
+    if "pack" in request.fixturenames and not request.node.get_closest_marker("whole_race"):
+        from dode_nodes.fit import race
+
+        shorten_race(race, monkeypatch)
+
+
+def shorten_race(race: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let few start."""
+    few = {kind: schedules[:1] for kind, schedules in race.SCHEDULES.items()}
+    monkeypatch.setattr(race, "SCHEDULES", few)
+    monkeypatch.setattr(race, "SOLVERS", race.SOLVERS[1::2])
+
+
 @pytest.fixture
 def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
     """``make_model("EPS" | "V_PREDICTION" | "FLOW", channels=4, on_call=None)`` -> a ModelPatcher.

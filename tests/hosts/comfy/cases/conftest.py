@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import shutil
 import sys
@@ -15,6 +16,7 @@ import torch
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.pack import Pack, load_pack
 from tests.hosts.comfy.cases.subjects import Subject
+from tests.hosts.conftest import shorten_race
 
 
 @pytest.fixture
@@ -50,8 +52,10 @@ def dode(dode_with_pictures: Pack, without_pictures: None) -> Pack:
 
 
 @pytest.fixture
-def dode_with_pictures(pack_of_cases: Pack, tables: Path) -> Iterator[Pack]:
+def dode_with_pictures(pack_of_cases: Pack, tables: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
     """The pack's nodes, called as the server calls them; they save to ``tables``."""
+    race = importlib.import_module(f"{pack_of_cases.library.__name__}.fit.race")
+    shorten_race(race, monkeypatch)
     with torch.inference_mode():
         yield pack_of_cases
 

@@ -22,6 +22,7 @@ def find(dode, model, **changes):
     return dode.run(dode.pack.FindStock, model=model, **(inputs | changes))
 
 
+@pytest.mark.whole_race
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_the_winner_is_near_the_best_that_a_ksampler_can_be_set_to(kind, make_model, dode):
     model = make_model(kind)
