@@ -35,6 +35,10 @@ class Evaluator:
         self._own += len(denoised)
         self._progress.advance(len(denoised) * batch.stand_for, stage, denoised)
 
+    def credit(self, evaluations: int) -> None:
+        """Count evaluations of an earlier run, whose results are known."""
+        self._own += evaluations
+
     def spent(self) -> int:
         """Evaluations of one latent each that went through this, of all ranks; every rank must call it."""
         return int(sum_over_ranks(np.array(self._own)))

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotFinite
+from .done_jacobians import Done, DoneJacobians
 from .evaluator import Evaluator
 from .latents import MicroBatch, in_order
 from .ranks import sum_over_ranks
@@ -128,6 +129,14 @@ class LeastSquaresProblem:
         except NotFinite:
             return Played(student, [], [], np.full(len(self.numbers), math.inf))
 
+    def spent(self) -> int:
+        """Evaluations of one latent each so far, of all ranks and of all that share the evaluator."""
+        return self._evaluator.spent()
+
+    def credit(self, evaluations: int) -> None:
+        """Count evaluations of an earlier run, whose results are known."""
+        self._evaluator.credit(evaluations)
+
     def jacobian(self, played: Played, parameters: Sequence[Parameter]) -> Jacobian:
         """By forward differences; evaluations that a parameter leaves as they were are not made again."""
         parts = []
@@ -209,7 +218,11 @@ def _places(d: int) -> tuple[Tensor, Tensor]:
 
 
 def levenberg_marquardt(
-    problem: LeastSquaresProblem, start: Played, parameters: Sequence[Parameter], jacobians: int
+    problem: LeastSquaresProblem,
+    start: Played,
+    parameters: Sequence[Parameter],
+    jacobians: int,
+    done: DoneJacobians | None = None,
 ) -> Iterator[Played]:
     """Lower F, Jacobian by Jacobian, until one gains little; yields after each.
 
@@ -220,14 +233,34 @@ def levenberg_marquardt(
         start: a run whose error is finite.
         parameters: what is fitted.
         jacobians: at most so many.
+        done: what is known of them, and where they are noted; None for nowhere.
     """
+    done = done or DoneJacobians()
     played, damping = start, _DAMPING
     for _ in range(jacobians):
         before, outlying = played.objective(played.outlying), played.outlying
-        played, damping = _steps(problem, played, parameters, damping)
+        played, damping = _known_steps(problem, played, parameters, damping, done)
         yield played
         if not played.objective(outlying) < before * (1 - _SLIGHT_GAIN) ** 2:
             return
+
+
+def _known_steps(
+    problem: LeastSquaresProblem,
+    played: Played,
+    parameters: Sequence[Parameter],
+    damping: float,
+    done: DoneJacobians,
+) -> tuple[Played, float]:
+    """``_steps``; of a Jacobian that is known, one run where it has led."""
+    begun = problem.spent()
+    if (known := done.next(played.student, damping)) is not None:
+        again = problem.trial(known.student, played, first_changed(parameters))
+        problem.credit(known.evaluations - (problem.spent() - begun))
+        return again, known.damping
+    after, served = _steps(problem, played, parameters, damping)
+    done.add(played.student, damping, Done(after.student, served, problem.spent() - begun))
+    return after, served
 
 
 def _steps(

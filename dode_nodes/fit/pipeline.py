@@ -5,8 +5,9 @@ The node 'Distill λ', ``python -m dode_nodes distill`` and the demo use it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ..sampling.probe import solver_name
 from ..sampling.sample import solver_beside
 from ..sampling.solvers import Sampler, resolve
 from ..tables.gate import SETTINGS, checked
+from ..tables.kept import Kept
 from ..tables.provenance import StockSetting
 from ..tables.row import PREDICTIONS, LambdaRow
 from .distill import GreedyStudent
@@ -26,6 +28,7 @@ from .latents import Latents
 from .progress import Progress, Tell
 from .race import Entrant, MakeSigmas
 from .refine import Refinement
+from .resume import RowsSoFar
 from .scope import Plan, plan_refinement
 from .stock import StockSearch
 from .teacher import Targets, Teacher, plan_teacher
@@ -115,6 +118,7 @@ class Pipeline:
         schedules: the students' sigmas, each descending to 0.
         recipe: everything else.
         unseen: latents for the rows' figures: nothing is fitted or chosen on them. None for no such figures.
+        kept: where the work is kept, for a run that is ended to go on from; None for nowhere.
 
     Raises:
         IneligibleSampler, DodeError: as ``distill`` and ``refine`` do; before any evaluation.
@@ -132,13 +136,19 @@ class Pipeline:
         schedules: Sequence[Tensor],
         recipe: Recipe,
         unseen: Latents | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._contenders: list[Contender] = []
         self.partial: LambdaRow | None = None
         self.targets: Targets | None = None
         self._recipe = recipe
+        self._kept = kept
         self._or_stock = recipe.or_stock and bool(latents.held_out)
-        self._teacher = plan_teacher(latents, schedules, recipe.teacher, solvers=recipe.solvers)
+        taught, kept_rows, unseen_taught = (
+            None if kept is None else kept.part(name) for name in ("teacher", "rows", "unseen")
+        )
+        teacher = plan_teacher(latents, schedules, recipe.teacher, solvers=recipe.solvers)
+        self._teacher = replace(teacher, kept=taught)
         self._students = [
             [GreedyStudent.probed(latents, sigmas, solver) for solver in recipe.solvers]
             for sigmas in schedules
@@ -146,9 +156,14 @@ class Pipeline:
         self._headline = None
         if unseen is not None:
             planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
-            self._headline = Headline(planned, recipe.make_sigmas)
+            self._headline = Headline(replace(planned, kept=unseen_taught), recipe.make_sigmas)
+        self._so_far = RowsSoFar(kept_rows, recipe.make_sigmas, latents.lender)
         self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
         self.remarks = []
+        if taught is not None and taught.exists():
+            self.remarks.append(
+                "this fit was stopped before: it goes on from there, and needs less than that"
+            )
         if len(self._refinable) < len(schedules):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
         self._budgets = self._shares(recipe.refine_budget) if recipe.refine_budget else []
@@ -188,28 +203,37 @@ class Pipeline:
                 cost.teacher, cost.unseen, *cost.students, *cost.searching, *refining
             )
             self.targets = self._teacher(teaching)
-            n = len(self._students)
-            for i, part in enumerate(parts[:n]):
-                self._contenders += self._greedy(i, part)
-            for i, part in enumerate(parts[n : 2 * n]):
-                self._find_stock(i, part)
-            for i, budget, part in zip(self._refinable, self._budgets, parts[2 * n :], strict=False):
-                self._refine(i, budget, part)
+            done, self._contenders = self._so_far.load()
+            for number, (step, part) in enumerate(zip(self._steps(), parts, strict=True)):
+                with part:
+                    if number >= done:
+                        step(part)
+                        self._so_far.save(number + 1, self._contenders)
             if self._headline is not None:
                 measured = self._headline(self._contenders, measuring)
                 pairs = zip(self._contenders, measured, strict=True)
                 self._contenders = [replace(each, row=row) for each, row in pairs]
         return self.rows
 
+    def _steps(self) -> list[Callable[[Progress], None]]:
+        """From the teacher's states to the rows, in the order of their costs."""
+        n = range(len(self._students))
+        refined = zip(self._refinable, self._budgets, strict=False)
+        return [
+            *(partial(self._greedy, i) for i in n),
+            *(partial(self._find_stock, i) for i in n),
+            *(partial(self._refine, i, budget) for i, budget in refined),
+        ]
+
     def evaluations(self, schedule: int) -> int:
         """Network evaluations of one picture on a schedule, of the student that needs most."""
         return max(len(student.queries.sigmas) for student in self._students[schedule])
 
-    def _greedy(self, schedule: int, progress: Progress) -> list[Contender]:
+    def _greedy(self, schedule: int, progress: Progress) -> None:
         """The rows of a schedule's students."""
         students = self._students[schedule]
         shares = progress.split(*map(self._student_cost, students))
-        return [
+        self._contenders += [
             Contender(self._row(student, share), student.run.solver, student.run.solver, schedule)
             for student, share in zip(students, shares, strict=True)
         ]
@@ -264,6 +288,7 @@ class Pipeline:
             solver=own if row.is_callable else None,
             budget=budget,
             make_sigmas=self._recipe.make_sigmas,
+            kept=None if self._kept is None else self._kept.part(f"refining-{schedule}"),
         )
         try:
             refined = refinement.run(progress)

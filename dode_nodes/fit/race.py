@@ -133,6 +133,18 @@ def entrants(
     return found
 
 
+def entrant_of(
+    setting: StockSetting, evaluations: int, sigma: float, make_sigmas: MakeSigmas, lender: Denoiser | None
+) -> Entrant | None:
+    """The inverse of ``Entrant.setting``; None where this host cannot run it."""
+    solver, options = setting.solver_and_options()
+    scheduler, discard = setting.scheduler, setting.discard_penultimate
+    student = _student(evaluations, sigma, solver, options, scheduler, discard, False, make_sigmas, lender)
+    if student is None:
+        return None
+    return Entrant(setting.sampler, student, solver, options, scheduler, discard, lender)
+
+
 def _student(
     evaluations: int,
     sigma: float,

@@ -25,8 +25,10 @@ from ..sampling.free_outputs import fitted_prior
 from ..sampling.sample import solver_beside, solver_of
 from ..sampling.solvers import Sampler
 from ..tables.gate import SETTINGS, checked, finite
+from ..tables.kept import Kept
 from ..tables.provenance import PLAIN_SOLVER, ROW_GIVEN, HeldOutErrors, StockSetting
 from ..tables.row import LambdaRow
+from .done_jacobians import DoneJacobians
 from .evaluator import Evaluator
 from .family import in_bands, with_gaussian, with_start
 from .held_out import with_later_starts
@@ -81,6 +83,7 @@ class Refinement:
             tried follow from it. Runs from later steps come on top. None for all latents and all that pays.
         make_sigmas: the host's schedules, for the race; None for no race.
         settings: facts to add to the row's.
+        kept: where its Jacobians are kept, for another one of the same to go on after them; None for nowhere.
 
     Raises:
         IneligibleSampler: the row's solver cannot serve.
@@ -101,8 +104,10 @@ class Refinement:
         budget: float | None = None,
         make_sigmas: MakeSigmas | None = None,
         settings: Mapping[str, Any] | None = None,
+        kept: Kept | None = None,
     ) -> None:
         self._targets = targets
+        self._kept_jacobians = kept
         self._scope = Scope.of(row, solver_of(row, solver), make_sigmas, targets)
         self._family = self._scope.family
         self._settings = dict(row.settings) | dict(checked(settings or {}, SETTINGS, "settings"))
@@ -145,6 +150,7 @@ class Refinement:
         self._begin()
         with Progress.of(progress, self.plan.fitting) as work:
             self._evaluator = Evaluator(work)
+            self._done = DoneJacobians(self._kept_jacobians)
             self._fit = self._on(self._targets.latents.fitted[: self.plan.fitted])
             self._check = self._on(self._targets.latents.held_out)
             for name, played in self._members():
@@ -194,7 +200,7 @@ class Refinement:
         descents: list[tuple[float, int, str, Iterator[Played]]] = []
         for name, start in leaders:
             parameters = self._family.parameters(start.student)
-            descent = levenberg_marquardt(self._fit, start, parameters, self.plan.jacobians)
+            descent = levenberg_marquardt(self._fit, start, parameters, self.plan.jacobians, self._done)
             of = "" if len(leaders) == 1 else f" of {name}"
             if (first := next(descent, None)) is not None:
                 yield f"Jacobian 1{of}", first
@@ -219,7 +225,7 @@ class Refinement:
             start = self._fit.trial(student)
             if not math.isfinite(start.error):
                 continue
-            descent = levenberg_marquardt(self._fit, start, parameters, WIDE_JACOBIANS)
+            descent = levenberg_marquardt(self._fit, start, parameters, WIDE_JACOBIANS, self._done)
             for i, played in enumerate(descent):
                 yield f"{what}, Jacobian {i + 1}", played
 

@@ -16,6 +16,7 @@ from ..sampling.denoiser import Denoiser
 from ..sampling.probe import TeacherQueries, probe_student, probe_teacher, solver_name
 from ..sampling.solvers import Sampler, resolve
 from ..sigmas import at_least_float32, check_schedules, distinct, equal_sigma, is_flow
+from ..tables.kept import Kept
 from .evaluator import Evaluator
 from .latents import Latents, MicroBatch, in_order, mean_squares
 from .progress import Progress, Tell
@@ -167,12 +168,17 @@ class Targets:
 
 @dataclass(frozen=True, eq=False)
 class TeacherRun:
-    """A teacher's run that can start: its solver and its students have passed the probe (``plan_teacher``)."""
+    """A teacher's run that can start: its solver and its students have passed the probe (``plan_teacher``).
+
+    Attributes:
+        kept: where its states are looked for first, and kept; None for nowhere.
+    """
 
     latents: Latents
     teacher: Teacher
     passes: Sequence[_Pass]
     stops: Sequence[float]
+    kept: Kept | None = None
 
     @property
     def cost(self) -> int:
@@ -194,16 +200,62 @@ class TeacherRun:
     def __call__(self, progress: Progress | Tell | None = None) -> Targets:
         """Run it; see ``run_teacher``."""
         with Progress.of(progress, self.cost) as work:
-            evaluator = Evaluator(work)
-            batches = self.latents.batches()
-            whole = self.passes[0].states(batches, self.stops, evaluator)
-            states = {
-                stop: self.latents.by_group(batches, [states[stop] for states in whole])
-                for stop in self.stops
-            }
-            targets = Targets(self.latents, self.teacher, states, None, 0, self.approach_cost)
-            own_error = self._own_error(targets, evaluator)
-            return replace(targets, own_error=own_error, evaluations=evaluator.spent())
+            if (known := self._known()) is not None:
+                return known
+            targets = self._run(work)
+        self._keep(targets)
+        return targets
+
+    def ends(self, only: Sequence[int], progress: Progress) -> Tensor:
+        """Where the latents of these numbers end, in their order; without the states on the way, and without looking at
+        what is kept."""
+        batches = self.latents.batches(only)
+        states = self.passes[0].states(batches, [0.0], Evaluator(progress))
+        return in_order(batches, [each[0.0] for each in states])
+
+    def ends_cost(self, latents: int) -> int:
+        """Of ``ends``, in evaluations of one latent."""
+        return self.passes[0].queries.evaluations * latents
+
+    def _known(self) -> Targets | None:
+        """What an earlier run has kept."""
+        found = None if self.kept is None else self.kept.load()
+        if found is None or found[1]["stops"] != list(self.stops):
+            return None
+        tensors, facts = found
+        groups = range(len(self.latents.groups))
+        states = {
+            stop: [tensors[f"{i}.{place}"] for place in groups] for i, stop in enumerate(facts["stops"])
+        }
+        return Targets(
+            self.latents, self.teacher, states, facts["own_error"], facts["evaluations"], self.approach_cost
+        )
+
+    def _keep(self, targets: Targets) -> None:
+        if self.kept is None:
+            return
+        tensors = {
+            f"{i}.{place}": state
+            for i, states in enumerate(targets.states.values())
+            for place, state in enumerate(states)
+        }
+        facts = {
+            "stops": list(targets.states),
+            "own_error": targets.own_error,
+            "evaluations": targets.evaluations,
+        }
+        self.kept.save(tensors, facts)
+
+    def _run(self, work: Progress) -> Targets:
+        evaluator = Evaluator(work)
+        batches = self.latents.batches()
+        whole = self.passes[0].states(batches, self.stops, evaluator)
+        states = {
+            stop: self.latents.by_group(batches, [states[stop] for states in whole]) for stop in self.stops
+        }
+        targets = Targets(self.latents, self.teacher, states, None, 0, self.approach_cost)
+        own_error = self._own_error(targets, evaluator)
+        return replace(targets, own_error=own_error, evaluations=evaluator.spent())
 
     def _own_error(self, targets: Targets, evaluator: Evaluator) -> float | None:
         if len(self.passes) < 2:

@@ -23,9 +23,11 @@ from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress, Reporter
 from ...fit.race import MakeSigmas
 from ...fit.runs import Run
+from ...fit.teacher import plan_teacher
 from ...sampling.sample import corrected
 from ...sampling.solvers import resolve
 from ...sigmas import HOST_RTOL, check_schedules, same_sigma
+from ...tables.kept import Kept
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .attached import attached_names
@@ -141,15 +143,19 @@ class _Fit:
 class Distillation:
     """A request on its way to a table.
 
+    Args:
+        kept: where its work is kept, for another one of the same to go on from; None for nowhere.
+
     Raises:
         DodeError: there are fewer latents than prompts, or a schedule is none.
     """
 
-    def __init__(self, request: Request, reporter: Reporter) -> None:
+    def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
         for each in request.schedules:
             check_schedules([each.sigmas])
         check_no_cache(request.model)
         self._request = request
+        self._kept = kept
         self._facts = model_facts(request.model)
         self._reporter = reporter
         self._guiders = [
@@ -181,7 +187,7 @@ class Distillation:
 
     def run(self) -> Distilled:
         """All of it, inside ComfyUI's sampling path."""
-        self._fits = [self._fit(schedules) for schedules in _by_start(self._request.schedules)]
+        self._fits = [self._fit(*each) for each in enumerate(_by_start(self._request.schedules))]
         first = self._fits[0]
         shown = 2 * len(self._shown(first.latents)) * first.pipeline.evaluations(0)
         trials = consistency_cost(first.latents)
@@ -194,12 +200,11 @@ class Distillation:
         totals = [cost.total for cost in costs]
         with Progress(trials + sum(totals) + shown, self._reporter) as work:
             trying, *fitting, showing = work.split(trials, *totals, shown)
-            self._check_model(first.latents, trying)
+            self.check_model(first.latents, trying)
             for fit, part in zip(self._fits, fitting, strict=True):
                 fit.pipeline.run(part)
-            row = _best_of_first_schedule(first.pipeline.rows)
             with showing:
-                dode, stock = (self._held_out_by(each, first.latents, showing) for each in (row, row.plain))
+                dode, stock = self._results(first.pipeline.rows, first.latents, showing)
         assert first.pipeline.targets is not None  # noqa: S101  # the pipeline has run
         of_size = torch.cat(list(first.pipeline.targets.ends)[-len(self._guiders) :])
         ends = of_size[[number - len(first.latents) for number in self._shown(first.latents)]]
@@ -208,6 +213,31 @@ class Distillation:
         return Distilled(
             table, self._as_latent(ends), self._as_latent(dode), self._as_latent(stock), self._remarks()
         )
+
+    def again(self, table: LambdaTable) -> Distilled:
+        """What an earlier run of this request gave out beside its table, sampled again: nothing is fitted."""
+        schedules, recipe = _by_start(self._request.schedules)[0], self._recipe()
+        latents = self.latents_for(schedules[0].sigmas, self._request.latents)
+        sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
+        teacher = plan_teacher(latents, sigmas, recipe.teacher, solvers=recipe.solvers)
+        shown = self._shown(latents)
+        teaching = teacher.ends_cost(len(shown))
+        showing = 2 * len(shown) * _best_of_first_schedule(table.rows).nfe
+        self._reporter.begin(
+            f"{teaching + showing} evaluations for the result latents, which are not kept any more"
+        )
+        with Progress(teaching + showing, self._reporter) as work:
+            for_teacher, for_rows = work.split(teaching, showing)
+            ends = teacher.ends(shown, for_teacher)
+            dode, stock = self._results(table.rows, latents, for_rows)
+        return Distilled(table, *map(self._as_latent, (ends, dode, stock)))
+
+    def _results(
+        self, rows: Sequence[LambdaRow], latents: Latents, progress: Progress
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Of the first schedule's best row and of its plain solver, on the held-out latents."""
+        row = _best_of_first_schedule(rows)
+        return self._held_out_by(row, latents, progress), self._held_out_by(row.plain, latents, progress)
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
@@ -222,15 +252,16 @@ class Distillation:
             f"memory ran out: latents were evaluated {size} at a time. Set micro_batch to {size} next time"
         ]
 
-    def _fit(self, schedules: Sequence[Schedule]) -> _Fit:
+    def _fit(self, number: int, schedules: Sequence[Schedule]) -> _Fit:
         request = self._request
         shares = len(self._guiders) * (1 + len(request.further))
-        latents = self._latents(schedules[0].sigmas, request.latents)
-        unseen = self._latents(schedules[0].sigmas, max(UNSEEN, shares), first=request.latents)
+        latents = self.latents_for(schedules[0].sigmas, request.latents)
+        unseen = self.latents_for(schedules[0].sigmas, max(UNSEEN, shares), first=request.latents)
         sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
-        return _Fit(latents, Pipeline(latents, sigmas, self._recipe(), unseen), schedules)
+        kept = None if self._kept is None else self._kept.part(str(number))
+        return _Fit(latents, Pipeline(latents, sigmas, self._recipe(), unseen, kept), schedules)
 
-    def _latents(self, sigmas: torch.Tensor, count: int, first: int = 0) -> Latents:
+    def latents_for(self, sigmas: torch.Tensor, count: int, first: int = 0) -> Latents:
         """So many noises, from number ``first`` on, in equal shares; those of the request's own size come last."""
         request = self._request
         sizes = [*request.further, request.latent]
@@ -253,7 +284,7 @@ class Distillation:
         others = sum(len(group.x) for group in latents.groups[: -len(self._guiders)])
         return [number for number in latents.held_out if number >= others]
 
-    def _check_model(self, latents: Latents, progress: Progress) -> None:
+    def check_model(self, latents: Latents, progress: Progress) -> None:
         """Before the teacher: that one state has one answer."""
         model = self._request.model
         middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))

@@ -89,6 +89,15 @@ def save(table: LambdaTable, stem: Path) -> Path:
     raise TableError(f"the table could not be saved: {failures[0]}")
 
 
+def saved_as(table: LambdaTable, stem: Path) -> Path | None:
+    """Where a table with these numbers was saved under this name; None where it was not."""
+    path = next(_names(stem, table))
+    try:
+        return path if LambdaTable.load(path).sha256 == table.sha256 else None
+    except TableError:
+        return None
+
+
 def _names(stem: Path, table: LambdaTable) -> Iterator[Path]:
     """NAME-1a2b3c4d, with digits of the numbers that are in it; NAME-1a2b3c4d_00001, …, as ComfyUI numbers pictures."""
     named = table.named(stem.name)

@@ -88,9 +88,10 @@ def succeeded(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def tables_in(server: ComfyServer) -> set[str]:
-    """Every file in the pack's lambdas folder."""
+    """Every file in the pack's lambdas folder, but for what a fit that was ended goes on from."""
     folder = server.pack / "lambdas"
-    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    files = {path for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)) for path in files if path.suffix != ".dode-work"}
 
 
 def pictures_of(server: ComfyServer, outputs: dict[str, Any]) -> dict[str, list[np.ndarray]]:

@@ -17,6 +17,7 @@ from ....fit.steps import parse_steps
 from ....tables import plots
 from ....tables.describe import headlines, table_text
 from .. import auto_table, pins, table_files
+from ..finished_fits import Fit
 from ..graph_facts import GraphFacts
 from ..guiders import Conditioning, Guider, guiders_for
 from ..job import Distillation, Distilled, Request, Schedule, schedule, schedules_of
@@ -27,7 +28,16 @@ from ..prompts import check_empty, fitting_latent
 from ..reporter import ProgressReporter
 from ..run_row import is_applied
 from .distill_options import AUTO, USUAL, Expert, Options
-from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, guider_input, save_name_input, seed_input
+from .inputs import (
+    CATEGORY,
+    Table,
+    cfg_input,
+    conditioning_inputs,
+    guider_input,
+    save_name_input,
+    schema,
+    seed_input,
+)
 
 
 class DistillLambdas(io.ComfyNode):
@@ -36,7 +46,7 @@ class DistillLambdas(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        return io.Schema(
+        return schema(
             node_id="DODE_DistillLambdas",
             display_name="Distill λ",
             category=CATEGORY,
@@ -145,15 +155,11 @@ class DistillLambdas(io.ComfyNode):
         stem = table_files.place_for(save_name)
         if is_applied(model):
             remark(node_id, ["'Apply λ to model' has no effect here: distilling ignores λ"])
-        with ProgressReporter(model, request.latent, node_id) as reporter:
-            distillation = Distillation(request, reporter)
-            try:
-                distilled = distillation.run()
-            except BaseException:
-                _save_what_there_is(distillation, graph, save_name, node_id)
-                raise
-        auto_table.keep(distilled.table)
-        distilled, saved = _save(replace(distilled, table=graph.on(distilled.table)), stem, node_id)
+        fit = Fit.of(request, redo=options.redo)
+        if not options.redo and (known := fit.find(node_id)) is not None:
+            distilled, saved = _use(known, fit, stem, node_id)
+        else:
+            distilled, saved = _save(_distil(fit, graph, save_name, node_id), fit, stem, node_id)
         pins.note(cls, distilled.table)
         report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
@@ -240,7 +246,37 @@ def _request(
     )
 
 
-def _save(distilled: Distilled, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
+def _distil(fit: Fit, graph: GraphFacts, save_name: str, node_id: str | None) -> Distilled:
+    """Fit; what there is by then is saved if that is ended."""
+    request = fit.request
+    with ProgressReporter(request.model, request.latent, node_id) as reporter:
+        distillation = Distillation(request, reporter, fit.work)
+        try:
+            distilled = distillation.run()
+        except BaseException:
+            _save_what_there_is(distillation, graph, save_name, node_id)
+            raise
+    auto_table.keep(distilled.table)
+    return replace(distilled, table=graph.on(distilled.table))
+
+
+def _use(known: Distilled, fit: Fit, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
+    """The table that the same fit has come to before, under the name that is asked for now. With where it is."""
+    place = table_files.saved_as(known.table, stem)
+    if place is None:
+        try:
+            place = table_files.save(known.table, stem)
+        except TableError as error:
+            remark(node_id, [f"this was fitted before: {known.table.name} is used. Not saved again: {error}"])
+            return known, f"Saved before as {known.table.name}. Not saved again: {error}"
+        fit.finish(known, place)
+    used = f"this was fitted before: {place.name} is used. To fit it again, set redo in 'Distill λ options'"
+    logging.info("D-ODE: %s", used)
+    show_text(node_id, "; ".join([used, *headlines(known.table)]))
+    return replace(known, table=replace(known.table, name=place.stem)), f"Saved before as {place}"
+
+
+def _save(distilled: Distilled, fit: Fit, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
     """Save the table; whatever comes of it, the node still gives its outputs. With its name, and where it is."""
     remarks = list(distilled.remarks)
     try:
@@ -248,13 +284,16 @@ def _save(distilled: Distilled, stem: Path, node_id: str | None) -> tuple[Distil
     except TableError as error:
         remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}", *remarks])
         return distilled, f"Not saved: {error}"
+    fit.finish(distilled, place)
     if place.parent != stem.parent:
         remarks.insert(0, f"could not write to {stem.parent}: the table is saved as {place} instead")
     elif remarks:
         remarks.insert(0, f"saved as {place.name}")
     else:
-        show_text(node_id, "; ".join([f"saved as {place.name}", *headlines(distilled.table)]))
-    remark(node_id, remarks)
+        show_text(node_id, "; ".join([f"saved as {place.name}", *headlines(distilled.table), *fit.remarks]))
+    for line in fit.remarks:
+        logging.info("D-ODE: %s", line)
+    remark(node_id, [*remarks, *fit.remarks] if remarks else [])
     return replace(distilled, table=replace(distilled.table, name=place.stem)), f"Saved as {place}"
 
 

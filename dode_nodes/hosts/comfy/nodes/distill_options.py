@@ -40,6 +40,7 @@ class Expert:
         teacher: what is followed.
         prediction: what λ corrects; ``AUTO`` for the better.
         micro_batch: latents evaluated at a time; 0 for what fits.
+        redo: whether a fit that was made or begun before is made anew.
     """
 
     cfgs: tuple[float, ...] = ()
@@ -53,6 +54,7 @@ class Expert:
     teacher: Teacher = field(default_factory=Teacher)
     prediction: str = AUTO
     micro_batch: int = 0
+    redo: bool = False
 
     @property
     def predictions(self) -> tuple[str, ...]:
@@ -115,6 +117,7 @@ class DistillOptions(io.ComfyNode):
         scale: int,
         prediction: str,
         micro_batch: int,
+        redo: bool = False,
         positive_2: Conditioning | None = None,
         positive_3: Conditioning | None = None,
         positive_4: Conditioning | None = None,
@@ -136,6 +139,7 @@ class DistillOptions(io.ComfyNode):
                 teacher=Teacher(teacher, scale),
                 prediction=prediction,
                 micro_batch=micro_batch,
+                redo=redo,
             )
         )
 
@@ -212,6 +216,13 @@ def _fit_inputs() -> list[io.Input]:
             max=1024,
             tooltip="How many latents to evaluate at once. λ stays the same. 0 uses as many as fit into memory by "
             "ComfyUI's own estimate. If memory runs out, the node goes on with half as many.",
+        ),
+        io.Boolean.Input(
+            "redo",
+            default=False,
+            optional=True,
+            tooltip="Fit again, even if the same was fitted before. Otherwise Distill λ takes the table that it saved "
+            "then, or goes on where it was stopped.",
         ),
     ]
 

@@ -27,10 +27,6 @@ HOST = Path(__file__).parents[1] / "host_process.py"
 # --- names
 
 
-def xfails(why: str) -> pytest.MarkDecorator:
-    return pytest.mark.xfail(strict=True, reason=why)
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -124,7 +120,6 @@ def at(subject: Subject, evaluation: int, do: Callable[[], object]) -> None:
 # --- the same again
 
 
-@xfails("only ComfyUI's cache of the last workflow knows that it was done")
 def test_what_was_distilled_is_found_again(dode, tables):
     """After a restart, or another workflow: the model is loaded anew, the inputs are the same."""
     first, again = dode.demo(side=4), dode.demo(side=4)

@@ -129,7 +129,7 @@ def test_weights_in_fp8_hide_no_memory(checkpoint, sd15, dode):
 
 
 def test_plain_guidance_is_neither_said_nor_refused(dode, said):
-    tables = [dode.distil(dode.demo(side=4), micro_batch=size)["table"] for size in (0, 3)]
+    tables = [dode.distil(dode.demo(side=4), micro_batch=size, redo=True)["table"] for size in (0, 3)]
     errors = [table.rows[0].errors.dode[0] for table in tables]
     assert errors == pytest.approx(errors[:1] * 2, rel=1e-3)
     assert not said()
