@@ -45,8 +45,11 @@ class TestPictureGrid:
 class TestComparisonFigure:
     def test_with_and_without_pictures(self) -> None:
         labels_ = ["euler, 8 evaluations: 0.1 from the teacher", "D-euler", "teacher"]
-        with_pictures = comparison_figure(labels_, [np.zeros((2, 8, 8, 3))] * 3, [0.2, 0.1])
-        assert len(axes(with_pictures)) == 6
+        pictures = [np.full((2, 8, 8, 3), grey) for grey in (0.5, 0.45, 0.4)]
+        with_pictures = comparison_figure(labels_, pictures, [0.2, 0.1])
+        shown = [float(ax.images[0].get_array().mean()) for ax in axes(with_pictures)]
+        by_row = [0.5, 0.45, 0.4, 4 * 0.1, 4 * 0.05]
+        assert shown == pytest.approx([grey for grey in by_row for _ in range(2)])
         (bars,) = axes(comparison_figure(labels_, [None] * 3, [0.2, 0.1]))
         assert [bar.get_width() for bar in bars.patches] == [0.2, 0.1]
 

@@ -140,7 +140,11 @@ def graph(pack: SimpleNamespace) -> tuple[dict[str, Any], dict[str, Any]]:
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "x"}},
         "7": {"class_type": "DODE_KSampler", "inputs": {"model": ["1", 0], "seed": 5, "steps": 8}},
     }
-    node = {"id": 7, "type": "DODE_KSampler", "widgets_values": [5, "fixed", 8, CFG, 1.0, "any", True, ""]}
+    node = {
+        "id": 7,
+        "type": "DODE_KSampler",
+        "widgets_values": [5, "fixed", 8, CFG, 1.0, "any", True, "", False],
+    }
     return prompt, {"workflow": {"nodes": [{"id": 1, "type": "CheckpointLoaderSimple"}, node]}}
 
 
@@ -174,7 +178,7 @@ def test_a_run_pins_the_workflow_that_is_saved_with_the_picture(dode, tables, sa
     first = sampled.run(prompt, info)
     node = info["workflow"]["nodes"][1]
     pin = pin_of(sampled.table)
-    assert node["widgets_values"] == [5, "fixed", 8, CFG, 1.0, "any", True, pin]
+    assert node["widgets_values"] == [5, "fixed", 8, CFG, 1.0, "any", True, pin, False]
     assert node["properties"] == {"dode_table": pin}
 
     better = replace(sampled.table, rows=[replace(sampled.table.rows[0], weights=[0.0, *[0.1] * 7])])
@@ -192,7 +196,7 @@ def test_a_cached_run_pins_it_as_well(dode, sampled):
     again["9"] = {"class_type": "SaveImage", "inputs": {"filename_prefix": "another"}}
     queued = {"prompt": again, "extra_data": {"extra_pnginfo": fresh}}
     assert on_prompt(queued) is queued
-    assert fresh["workflow"]["nodes"][1]["widgets_values"][-1] == pin_of(sampled.table)
+    assert fresh["workflow"]["nodes"][1]["widgets_values"][-2] == pin_of(sampled.table)
 
     changed, fresh = graph(dode.pack)
     changed["1"]["inputs"]["ckpt_name"] = "another model"
@@ -203,7 +207,7 @@ def test_a_cached_run_pins_it_as_well(dode, sampled):
 def test_a_node_in_a_subgraph_is_found(sampled, dode):
     from dode_nodes.hosts.comfy import pins
 
-    inner = {"id": 7, "type": "DODE_KSampler", "widgets_values": [0] * 8}
+    inner = {"id": 7, "type": "DODE_KSampler", "widgets_values": [0] * 9}
     workflow = {
         "nodes": [{"id": 12, "type": "a-b-c"}],
         "definitions": {"subgraphs": [{"id": "other", "nodes": []}, {"id": "a-b-c", "nodes": [inner]}]},

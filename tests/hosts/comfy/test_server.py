@@ -239,7 +239,7 @@ def auto_prompt(prefix: str) -> tuple[dict[str, Any], dict[str, Any]]:
     prompt["picture"] = {
         "class_type": "SaveImage", "inputs": {"images": ["decode", 0], "filename_prefix": prefix},
     }  # fmt: skip
-    values = [5, "fixed", 4, 2.0, 1.0, "any", True, ""]
+    values = [5, "fixed", 4, 2.0, 1.0, "any", True, "", False]
     workflow = {"nodes": [{"id": "sample", "type": "DODE_KSampler", "widgets_values": values}]}
     return prompt, {"extra_pnginfo": {"workflow": workflow}}
 
@@ -261,7 +261,7 @@ def test_a_pictures_workflow_is_pinned_to_its_table_after_a_fresh_and_a_cached_r
         (picture,) = outputs["picture"]["images"][:1]
         workflow = json.loads(Image.open(io.BytesIO(server.picture(picture))).text["workflow"])
         (node,) = workflow["nodes"]
-        pins.append(node["widgets_values"][-1])
+        pins.append(node["widgets_values"][-2])
         assert node["properties"]["dode_table"] == pins[-1]
     assert pins[0] == pins[1]
     name, digits = pins[0].rsplit(" ", 1)
