@@ -133,6 +133,7 @@ class Distillation:
             refine_budget=quality_of(request.quality).budget(len(sigmas)),
             settings=_settings(request, start),
             make_sigmas=_make_sigmas(schedule),
+            or_stock=True,
         )
         recipe = replace(recipe, teacher=replace(recipe.teacher, flow=is_flow(loaded)))
         self._pipeline = Pipeline(fitted, sigmas, recipe, unseen)

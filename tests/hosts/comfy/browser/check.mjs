@@ -43,8 +43,10 @@ async function tryWorkflow(name, { workflow, changes }) {
     [...window.previews].map((id) => window.app.graph.getNodeById(id)?.type),
   );
   facts.seconds = (Date.now() - begun) / 1000;
+  const photo = join(request.screenshots, `${name}.png`);
+  await photograph(page, photo); // brings all nodes into view: others keep the pictures that they had
   await previewsGone();
-  await photograph(page, join(request.screenshots, `${name}.png`));
+  await photograph(page, photo);
   facts.pictures = await page.evaluate(() =>
     window.app.graph.nodes
       .filter((node) => node.constructor.nodeData?.output_node)

@@ -75,7 +75,7 @@ def test_plain_use(server):
 def test_the_next_prompt_runs(server):
     """After a remark on cfg, a λ that is not applied, and a row that is missing; the worst comes last."""
     remarks = [server.queue(graph) for graph in (with_table(2, cfg=7.0), applied(3, steps=9))]
-    missing = server.queue(with_table(4, steps=7))
+    missing = server.queue(with_table(4, steps=7, strict=True))
     last = server.queue(with_stock(5))
     assert [status_of(server, each) for each in remarks] == ["success", "success"]
     assert status_of(server, missing) == "error"

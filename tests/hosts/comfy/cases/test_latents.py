@@ -243,7 +243,7 @@ def test_rows_found_before_memory_ran_out_are_kept(dode, tables):
     subject.model.model._apply_model = fills_up
     with pytest.raises(dode.library.DodeError, match="make the latent smaller"):
         dode.distil(subject, **SMALL | {"steps": "2, 3", "latents": 2, "scale": 1})
-    assert names_in(tables) == ["table-partial"]
+    assert [name for name in names_in(tables) if not name.endswith(".dode-work")] == ["table-partial"]
 
 
 # --- pictures that cannot be made
