@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 import sys
+import time
 from collections.abc import Iterable
 from typing import Any
 
 from ...tables.describe import printable
 
+_DROP_SECONDS = 0.6
+"""The front end's delay is 0.4 s."""
 _AS_TEXT = str.maketrans({"<": "‹", ">": "›", "&": "＆"})
 """ComfyUI's front-end shows progress text as HTML, and a table's words may be a stranger's."""
 
@@ -24,7 +27,8 @@ def drop_preview(node_id: str | None) -> None:
     """Let a node's output be seen in place of its last live preview.
 
     Front ends from 1.27 to 1.58 prefer a preview to an output until the node starts anew, which they see by its absence
-    from one state of the progress and its presence in the next.
+    from one state of the progress and its presence in the next. They drop it with a delay, and do not look again at an
+    output that comes before.
     """
     server = _server()
     if server is None or node_id is None:
@@ -35,6 +39,7 @@ def drop_preview(node_id: str | None) -> None:
     if (state := registry.nodes.get(node_id)) is not None:
         server.send_sync("progress_state", {"prompt_id": registry.prompt_id, "nodes": {}}, server.client_id)
         registry.update_progress(node_id, state["value"], state["max"], None)
+        time.sleep(_DROP_SECONDS)
 
 
 def _server() -> Any:
