@@ -19,11 +19,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dode_nodes import Group, LambdaRow, Latents, Progress, Teacher, run_teacher, sample_dode
-from dode_nodes.demo.experiment import STUDENT_SCHEDULE, demo_latents
+from dode_nodes.demo.experiment import demo_latents
 from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
 from dode_nodes.demo.models import DemoModel, load_demo_model
 from dode_nodes.demo.vae import decode_to_picture
 from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.fit.quality import start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
 from dode_nodes.sigmas import HOST_RTOL
@@ -60,7 +61,7 @@ class Bench:
 
     def schedule(self, steps: int) -> Tensor:
         """The students' schedule."""
-        return make_sigmas(STUDENT_SCHEDULE[self.model.kind], steps, self.model.noise_schedule)
+        return make_sigmas(start_schedule(flow=self.model.kind == "flow"), steps, self.model.noise_schedule)
 
     def sample(
         self, sigmas: Tensor, solver: str | Sampler | None = None, row: LambdaRow | None = None

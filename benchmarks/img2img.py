@@ -32,9 +32,10 @@ from tqdm import tqdm
 from transfer import STOCK
 
 from dode_nodes import Group, LambdaRow, LambdaTable, Pipeline, Progress, Recipe, Targets
-from dode_nodes.demo.experiment import STUDENT_SCHEDULE, TEACHER
+from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.fit.held_out import later_starts_cost, with_later_starts
 from dode_nodes.fit.latents import mean_squares
+from dode_nodes.fit.quality import start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import resolve
 from dode_nodes.tables.choice import Part, part_for_steps, steps_of
@@ -230,7 +231,9 @@ def main() -> None:
     for kind in options.models:
         bench = prepare(kind, options.cfg, options.test_latents)
         tables = [
-            fitted(bench, STUDENT_SCHEDULE[kind], options.steps, options.fit_latents, refined=False),
+            fitted(
+                bench, start_schedule(flow=kind == "flow"), options.steps, options.fit_latents, refined=False
+            ),
             fitted(bench, REFINED_FROM, options.steps, options.fit_latents, refined=True),
         ]
         print(

@@ -18,7 +18,8 @@ from common import (
 from tqdm import tqdm
 
 from dode_nodes import LambdaRow, distill, run_teacher
-from dode_nodes.demo.experiment import STUDENT_SCHEDULE, TEACHER
+from dode_nodes.demo.experiment import TEACHER
+from dode_nodes.fit.quality import start_schedule
 from dode_nodes.sampling.probe import probe_student
 from dode_nodes.sampling.solvers import SOLVERS, resolve
 from dode_nodes.tables.row import PREDICTIONS
@@ -83,7 +84,8 @@ def main() -> None:
         print_setting(bench)
         print(
             f"\nλ fitted on {options.fit_latents} latents, a quarter of them held out; teacher {TEACHER}; "
-            f"on {STUDENT_SCHEDULE[kind]}. Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
+            f"on {start_schedule(flow=kind == 'flow')}. "
+            f"Fréchet distance of the converged latents: {frechet(bench.converged):.2f}."
         )
         print_table(
             ["budget", "solver", "evaluations", "stock RMS", "D-ODE RMS", "ratio", "stock median", "D-ODE median",

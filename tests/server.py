@@ -25,33 +25,21 @@ RUN_SECONDS = 120
 Json = dict[str, Any]
 
 
-class ComfyServer:
-    """ComfyUI, started headless on the CPU over a folder of its own; use it as a context manager.
+class ServerProcess:
+    """A server in a process of its own, ended with the ``with`` statement.
 
-    Attributes:
-        base: the base directory: custom_nodes, models, input, output.
-        url: where it listens.
+    Args:
+        command, environment, cwd: how it is started; of the environment what is added to this process's.
+        log: the file that it prints to.
     """
 
-    def __init__(self, checkout: Path, base: Path) -> None:
-        self.base = base
-        self.url = f"http://127.0.0.1:{_free_port()}"
-        self._log = base / "server.log"
-        install_pack(base / "custom_nodes")
-        command = [
-            sys.executable, checkout / "main.py", "--cpu", "--base-directory", base,
-            "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
-            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
-        ]  # fmt: skip
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-        with self._log.open("wb") as log:
+    def __init__(self, command: list[Any], environment: dict[str, str], cwd: Path, log: Path) -> None:
+        self._log = log
+        whole = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"} | environment
+        with self._log.open("wb") as file:
             self._process = subprocess.Popen(
-                command, stdout=log, stderr=subprocess.STDOUT, env=environment, cwd=base
+                command, stdout=file, stderr=subprocess.STDOUT, env=whole, cwd=cwd
             )
-
-    def __enter__(self) -> ComfyServer:
-        self.wait(self._is_up, START_SECONDS)
-        return self
 
     def __exit__(self, *exception: object) -> None:
         self._process.terminate()
@@ -64,6 +52,41 @@ class ComfyServer:
     def log(self) -> str:
         """What it has printed so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
+
+    def wait(self, what: Callable[[], Any], seconds: float) -> Any:
+        """What ``what`` returns once it is true."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            if self._process.poll() is not None:
+                raise RuntimeError(f"it ended with status {self._process.returncode}:\n{self.log}")
+            if value := what():
+                return value
+            time.sleep(0.05)
+        raise TimeoutError(f"nothing after {seconds} s; its log:\n{self.log[-5000:]}")
+
+
+class ComfyServer(ServerProcess):
+    """ComfyUI, started headless on the CPU over a folder of its own; use it as a context manager.
+
+    Attributes:
+        base: the base directory: custom_nodes, models, input, output.
+        url: where it listens.
+    """
+
+    def __init__(self, checkout: Path, base: Path) -> None:
+        self.base = base
+        self.url = f"http://127.0.0.1:{free_port()}"
+        install_pack(base / "custom_nodes")
+        command = [
+            sys.executable, checkout / "main.py", "--cpu", "--base-directory", base,
+            "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
+            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
+        ]  # fmt: skip
+        super().__init__(command, {}, base, base / "server.log")
+
+    def __enter__(self) -> ComfyServer:
+        self.wait(self._is_up, START_SECONDS)
+        return self
 
     @property
     def pack(self) -> Path:
@@ -97,17 +120,6 @@ class ComfyServer:
         query = "&".join(f"{key}={picture[key]}" for key in ("filename", "subfolder", "type"))
         with urllib.request.urlopen(f"{self.url}/view?{query}", timeout=30) as reply:  # noqa: S310
             return reply.read()
-
-    def wait(self, what: Callable[[], Any], seconds: float) -> Any:
-        """What ``what`` returns once it is true."""
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
-            if self._process.poll() is not None:
-                raise RuntimeError(f"ComfyUI ended with status {self._process.returncode}:\n{self.log}")
-            if value := what():
-                return value
-            time.sleep(0.05)
-        raise TimeoutError(f"nothing after {seconds} s; ComfyUI's log:\n{self.log[-5000:]}")
 
     def _is_up(self) -> bool:
         try:
@@ -150,7 +162,8 @@ def errors_of(result: Json) -> list[str]:
     ]
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """One that nothing listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

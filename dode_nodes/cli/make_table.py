@@ -174,7 +174,7 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
     options.solver = options.solver or START_SOLVER
     quality = quality_of(options.quality)
     if options.latents is None:
-        options.latents = max(quality.latents, 2 * len(options.prompt or []))
+        options.latents = quality.count(len(options.prompt or []))
     if options.refine_budget is None:
         options.refine_budget = quality.budget(len(options.steps))
     if options.latents < 2:

@@ -20,6 +20,7 @@ from ..fit.evaluator import Evaluator
 from ..fit.latents import Group, Latents, in_order, mean_squares, root_mean_square
 from ..fit.pipeline import Pipeline, Recipe
 from ..fit.progress import Progress, Tell
+from ..fit.quality import start_schedule
 from ..fit.teacher import Teacher
 from ..sampling.sample import sample_dode
 from ..sampling.schedules import make_sigmas
@@ -30,8 +31,6 @@ from .models import DemoModel
 
 STUDENTS = ("euler", "dpmpp_2m", "ipndm")
 """What is distilled; what λ corrects, the held-out latents decide."""
-STUDENT_SCHEDULE = {"eps": "karras", "flow": "simple"}
-"""The students' σ, by the model's kind."""
 TEACHER = Teacher("dpmpp_2m", scale=10)
 REFINE_BUDGET = 12.0
 """For weights and σ on all latents. With all by which the family can be widened it would take two and a half times as
@@ -226,7 +225,7 @@ def run_demo(
     fresh_seeds = range(latent_seeds.stop, latent_seeds.stop + (fresh_latents or usual.fresh_latents))
     fresh = demo_latents(model, cfg, fresh_seeds, _MICRO_BATCH)
 
-    name = STUDENT_SCHEDULE[model.kind]
+    name = start_schedule(flow=model.kind == "flow")
     schedules = [_trial(model, "euler", name, _without_penultimate(model, n), n) for n in budgets]
     recipe = Recipe(
         usual.students,

@@ -256,16 +256,15 @@ class Pipeline:
         if search is None:
             return
         assert self.targets is not None  # noqa: S101  # the teacher has run
-        with progress:
-            searching, checking = progress.split(search.cost, progress.total - search.cost)
-            found = search(self.targets, searching)
-            mine = [each for each in self._contenders if each.schedule == schedule]
-            nearest = min(each.row.error_from() for each in mine)
-            if self._or_stock and found.setting.error < nearest:
-                row = found.as_row(self.targets, mine[0].row.settings)
-                solver = resolve(row.solver)
-                row = with_later_starts(self.targets, row, solver, checking)
-                self._contenders.append(Contender(row, solver, solver, schedule))
+        searching, checking = progress.split(search.cost, progress.total - search.cost)
+        found = search(self.targets, searching)
+        mine = [each for each in self._contenders if each.schedule == schedule]
+        nearest = min(each.row.error_from() for each in mine)
+        if self._or_stock and found.setting.error < nearest:
+            row = found.as_row(self.targets, mine[0].row.settings)
+            solver = resolve(row.solver)
+            row = with_later_starts(self.targets, row, solver, checking)
+            self._contenders.append(Contender(row, solver, solver, schedule))
         self._measure_against(schedule, found.best, found.setting)
 
     def _measure_against(self, schedule: int, stock: Entrant | None, setting: StockSetting | None) -> None:

@@ -114,6 +114,13 @@ class Reporter(Protocol):
         """After an evaluation."""
 
 
+def so_far(progress: Progress, seconds: float) -> str:
+    """Where the work is, and how much longer it takes, after so many seconds and one evaluation at least."""
+    done, total = progress.done, progress.total
+    left = seconds * (total - done) / max(done, 1)
+    return f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
+
+
 def in_words(seconds: float) -> str:
     """A duration: 40 s, 12 min, 3 h 5 min."""
     if seconds < 100:

@@ -25,6 +25,10 @@ class Quality:
     refine_budget: float
     words: str
 
+    def count(self, shares: int) -> int:
+        """How many noises, where so many groups share them: two for each at least, one to fit and one to check."""
+        return max(self.latents, 2 * shares)
+
     def budget(self, schedules: int) -> float:
         """The refinement's, for so many schedules under one teacher: each gets as much as it would alone."""
         return self.refine_budget * schedules

@@ -104,6 +104,15 @@ def _shifted(shift: float, t: Tensor) -> Tensor:
     return t if shift == 1 else shift * t / (1 + (shift - 1) * t)
 
 
+def schedules_of(noise_schedule: NoiseSchedule) -> Callable[[str, int, bool], Tensor]:
+    """``make_sigmas`` for one model, as a race asks for schedules."""
+
+    def of(name: str, steps: int, discard_penultimate: bool) -> Tensor:
+        return make_sigmas(name, steps, noise_schedule, discard_penultimate=discard_penultimate)
+
+    return of
+
+
 def make_sigmas(
     name: str, steps: int, noise_schedule: NoiseSchedule, *, discard_penultimate: bool = False
 ) -> Tensor:

@@ -122,6 +122,21 @@ def first_free(names: Iterable[Path], save: Callable[[Path], Saved]) -> Saved:
     raise TableError("all names are taken")
 
 
+def in_first(folders: Iterable[Path], save: Callable[[Path], Saved]) -> Saved:
+    """Save in the first of these folders that takes it: it has cost work.
+
+    Raises:
+        TableError: none does; says why the first does not.
+    """
+    failures = []
+    for folder in dict.fromkeys(folders):
+        try:
+            return save(folder)
+        except (TableError, OSError) as error:
+            failures.append(str(error))
+    raise TableError(f"the table could not be saved: {failures[0]}")
+
+
 def numbered(path: Path) -> Iterator[Path]:
     """The path, then NAME-2, NAME-3, …"""
     yield path

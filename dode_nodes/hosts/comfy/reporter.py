@@ -14,7 +14,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from tqdm.auto import tqdm
 
-from ...fit.progress import Progress, in_words
+from ...fit.progress import Progress, so_far
 from .messages import drop_preview, show_text
 from .streams import pictures_of, unpacked
 
@@ -76,9 +76,6 @@ class ProgressReporter:
         preview = None
         if done and time.monotonic() - self._told > _PREVIEW_SECONDS:
             self._told = time.monotonic()
-            left = (self._told - self._begun) * (total - done) / done
-            show_text(
-                self._node_id, f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
-            )
+            show_text(self._node_id, so_far(progress, self._told - self._begun))
             preview = self._preview(progress.denoised)
         self._bar.update_absolute(done, total, preview)

@@ -79,14 +79,12 @@ def save(table: LambdaTable, stem: Path) -> Path:
     Raises:
         TableError: it can be saved nowhere.
     """
-    failures = []
-    for folder in dict.fromkeys([stem.parent, *_folders_of_last_resort()]):
-        try:
-            publish.try_writing(folder)
-            return publish.first_free(_names(folder / stem.name, table), table.save)
-        except (TableError, OSError) as error:
-            failures.append(str(error))
-    raise TableError(f"the table could not be saved: {failures[0]}")
+
+    def save_in(folder: Path) -> Path:
+        publish.try_writing(folder)
+        return publish.first_free(_names(folder / stem.name, table), table.save)
+
+    return publish.in_first([stem.parent, *_folders_of_last_resort()], save_in)
 
 
 def saved_as(table: LambdaTable, stem: Path) -> Path | None:

@@ -19,7 +19,7 @@ from ...fit.latents import Latents
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress, Reporter
 from ...fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
-from ...sampling.schedules import NoiseSchedule, make_sigmas
+from ...sampling.schedules import NoiseSchedule, make_sigmas, schedules_of
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .driven import DrivenPipeline, look
@@ -67,7 +67,7 @@ class Request:
         """Of the latents."""
         if self.latents is not None:
             return self.latents
-        return max(quality_of(self.quality).latents, 2 * len(self.prompts))
+        return quality_of(self.quality).count(len(self.prompts))
 
     @property
     def wanted(self) -> Recipe:
@@ -201,14 +201,11 @@ class Distillation:
             "scheduler": self._schedule, "host_version": diffusers.__version__, "package_version": __version__,
         }  # fmt: skip
 
-        def sigmas(scheduler: str, steps: int, discard_penultimate: bool) -> Tensor:
-            return make_sigmas(scheduler, steps, noise_schedule, discard_penultimate=discard_penultimate)
-
         return replace(
             recipe,
             teacher=replace(recipe.teacher, flow=self._host.flow),
             settings=dict(recipe.settings) | facts,
-            make_sigmas=sigmas,
+            make_sigmas=schedules_of(noise_schedule),
         )
 
 

@@ -6,9 +6,9 @@ So prompts, CFG, LoRAs, placement and interrupting are the host's own.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,50 +26,15 @@ from ...fit.progress import Progress, Reporter
 from ...fit.quality import START_SOLVER, quality_of, start_schedule
 from ...fit.steps import parse_steps
 from ...sampling.denoiser import DenoiserProxy
-from ...sampling.schedules import NoiseSchedule, make_sigmas
+from ...sampling.schedules import make_sigmas, schedules_of
 from ...tables.gate import is_line, is_name
 from ...tables.table import LambdaTable
 from .model_facts import computing_dtype, is_flow, model_facts, noise_schedule, patches_of
+from .request import Request
 
 _ONE_OFF = "D-ODE distilling"
 _AT_ONCE = 4
 """Latents that fit most GPUs at once; fewer are taken where memory runs out."""
-
-
-@dataclass(frozen=True)
-class Request:
-    """What to distil, as the tab and the API have it.
-
-    Attributes:
-        prompts: like those that will be used; each takes an equal share of the noises.
-        steps: of the few-step sampler, such as "6" or "5, 6, 8".
-        quality: see ``fit.quality``.
-        name: of the table.
-        for_comfyui: whether it is saved in models/lambdas, where a ComfyUI with this models folder finds it, too.
-    """
-
-    prompts: Sequence[str]
-    negative_prompt: str = ""
-    cfg_scale: float = 7.0
-    distilled_cfg_scale: float = 3.5
-    width: int = 512
-    height: int = 512
-    steps: str = "6"
-    quality: str = "good"
-    seed: int = 0
-    name: str = "table"
-    for_comfyui: bool = False
-
-    def __post_init__(self) -> None:
-        parse_steps(self.steps)
-        quality_of(self.quality)
-        if not self.prompts:
-            raise DodeError("write a prompt like those that you use")
-
-    @property
-    def latents(self) -> int:
-        """How many noises to fit on."""
-        return max(quality_of(self.quality).latents, 2 * len(self.prompts))
 
 
 class Distillation:
@@ -132,7 +97,7 @@ class Distillation:
             solvers=[START_SOLVER],
             refine_budget=quality_of(request.quality).budget(len(sigmas)),
             settings=_settings(request, start),
-            make_sigmas=_make_sigmas(schedule),
+            make_sigmas=schedules_of(schedule),
             or_stock=True,
         )
         recipe = replace(recipe, teacher=replace(recipe.teacher, flow=is_flow(loaded)))
@@ -211,12 +176,6 @@ def _arguments(extra_args: dict[str, Any], prompt: int) -> Callable[[Tensor], di
         }
 
     return arguments
-
-
-def _make_sigmas(schedule: NoiseSchedule) -> Callable[[str, int, bool], Tensor]:
-    return lambda scheduler, steps, discard_penultimate: make_sigmas(
-        scheduler, steps, schedule, discard_penultimate=discard_penultimate
-    )
 
 
 def _settings(request: Request, scheduler: str) -> dict[str, Any]:

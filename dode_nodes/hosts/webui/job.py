@@ -14,14 +14,15 @@ from modules import call_queue, errors, shared
 from PIL import Image
 
 from ...errors import DodeError, TableError
-from ...fit.progress import Progress, in_words
+from ...fit.progress import Progress, so_far
 from ...tables import publish
 from ...tables.describe import headlines, printable
 from ...tables.names import SUFFIX, parts_of
 from ...tables.plots import report_figure
 from ...tables.table import LambdaTable
 from . import folders, picture
-from .distilling import Distillation, Request
+from .distilling import Distillation
+from .request import Request
 
 
 class Job:
@@ -80,10 +81,8 @@ class Job:
 
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""
-        done, total = progress.done, progress.total
-        left = (time.monotonic() - self._begun) * (total - done) / max(done, 1)
-        self.progress = f"{progress.stage}: {done} of {total} evaluations, {in_words(left)} left"
-        shared.state.sampling_step, shared.state.sampling_steps = done, total
+        self.progress = so_far(progress, time.monotonic() - self._begun)
+        shared.state.sampling_step, shared.state.sampling_steps = progress.done, progress.total
         shared.state.textinfo = self.progress
 
     def _distil(self) -> None:
@@ -150,14 +149,12 @@ def _save(table: LambdaTable, stem: Path) -> Path:
     Raises:
         TableError: it can be saved nowhere.
     """
-    failures = []
-    for folder in (stem.parent, *folders.folders(), Path(tempfile.gettempdir())):
-        try:
-            file = folder / f"{table.named(stem.name)}{SUFFIX}"
-            return publish.first_free(publish.numbered(file), table.save)
-        except TableError as error:
-            failures.append(str(error))
-    raise TableError(f"the table could not be saved: {failures[0]}")
+
+    def save_in(folder: Path) -> Path:
+        file = folder / f"{table.named(stem.name)}{SUFFIX}"
+        return publish.first_free(publish.numbered(file), table.save)
+
+    return publish.in_first([stem.parent, *folders.folders(), Path(tempfile.gettempdir())], save_in)
 
 
 def _report(table: LambdaTable) -> Image.Image | None:

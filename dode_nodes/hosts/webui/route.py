@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
+from dataclasses import MISSING, fields
 from secrets import compare_digest
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import Depends, FastAPI, HTTPException
 from fastapi.security import HTTPBasic, HTTPBasicCredentials
 from modules import shared
-from pydantic import BaseModel
+from pydantic import create_model
+
+from ...errors import DodeError
+from .request import Request
 
 PATH = "/dode/v1/distil"
 
 
-class Body(BaseModel):
-    """What to distil: as ``distilling.Request`` has it, which is imported when it is used."""
+_types = get_type_hints(Request)
+_Fields: Any = create_model(
+    "Fields",
+    **{
+        each.name: (_types[each.name], ... if each.default is MISSING else each.default)
+        for each in fields(Request)
+    },
+)
 
-    prompts: list[str]
-    negative_prompt: str = ""
-    cfg_scale: float = 7.0
-    distilled_cfg_scale: float = 3.5
-    width: int = 512
-    height: int = 512
-    steps: str = "6"
-    quality: str = "good"
-    seed: int = 0
-    name: str = "table"
-    for_comfyui: bool = False
+
+class Body(_Fields):
+    """A request, as JSON."""
 
 
 def add(demo: Any, app: FastAPI) -> None:
@@ -50,8 +52,6 @@ def _same(a: str, b: str) -> bool:
 
 def _distil(body: Body) -> dict[str, Any]:
     """Until it has ended. What was found before an interruption is a table, too."""
-    from ...errors import DodeError
-    from .distilling import Request
     from .job import Job
 
     try:

@@ -11,6 +11,7 @@ import gradio as gr
 
 from ...errors import DodeError
 from ...fit.quality import GOOD, QUALITIES
+from .request import Request
 
 if TYPE_CHECKING:
     from .job import Job
@@ -80,7 +81,6 @@ def _distil(
     quality: str, seed: float, name: str, for_comfyui: bool,
 ) -> Iterator[tuple[str, Any]]:  # fmt: skip
     """Begin, and tell until it has ended."""
-    from .distilling import Request
     from .job import Job
 
     global _job

@@ -124,8 +124,8 @@ class DistillLambdas(io.ComfyNode):
             return True
         return (
             f"choose a quality, {', '.join(QUALITIES)}, and look at cfg, steps and save_name: this graph was saved with "
-            "an earlier version of this node. latents, solver, scheduler, scale, teacher, prediction, micro_batch, "
-            "refine_budget, sigmas and further prompts are inputs of 'Distill λ options' now"
+            f"an earlier version of this node. {', '.join(_NOW_OPTIONS)} and further prompts are inputs of "
+            "'Distill λ options' now"
         )
 
     @classmethod
@@ -175,15 +175,15 @@ class DistillLambdas(io.ComfyNode):
 
 _NOW_OPTIONS = (
     "latents", "solver", "scheduler", "scale", "teacher", "prediction", "micro_batch", "refine_budget", "sigmas",
-    "positive_2", "positive_3", "positive_4",
 )  # fmt: skip
-"""Inputs that this node had once."""
+"""Inputs that this node had once, beside further prompts."""
+_FURTHER_PROMPTS = ("positive_2", "positive_3", "positive_4")
 
 
 def _gone(prompt: Any, node_id: str | None) -> list[str]:
     """That inputs of an earlier version, which ComfyUI passes over, have no effect."""
     inputs = ((prompt or {}).get(node_id) or {}).get("inputs", {})
-    gone = [name for name in _NOW_OPTIONS if name in inputs]
+    gone = [name for name in (*_NOW_OPTIONS, *_FURTHER_PROMPTS) if name in inputs]
     if not gone:
         return []
     return [f"set {', '.join(gone)} on 'Distill λ options': here they have no effect any more"]

@@ -66,8 +66,8 @@ class Expert:
         return quality.budget(schedules) if self.refine_budget == BY_QUALITY else self.refine_budget
 
     def count(self, quality: Quality, shares: int) -> int:
-        """How many noises; unless they are counted out, a share has two at least: one to fit and one to check on."""
-        return self.latents or max(quality.latents, 2 * shares)
+        """How many noises."""
+        return self.latents or quality.count(shares)
 
 
 USUAL = Expert()

@@ -385,6 +385,13 @@ export async function build(page, example) {
       if (collapsed) node.collapse();
       made[name] = node;
     }
+    const around = (boxes) => {
+      const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map(({ pos }) => pos[axis])));
+      const [right, bottom] = [0, 1].map((axis) =>
+        Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])),
+      );
+      return { left, top, right, bottom };
+    };
     const words = links.trim().split(/\s+/);
     for (let i = 0; i < words.length; i += 2) {
       const [[from, output], [to, input]] = [words[i].split("."), words[i + 1].split(".")];
@@ -394,21 +401,13 @@ export async function build(page, example) {
       }
     }
     for (const [title, members] of Object.entries(groups)) {
-      const boxes = members.map((name) => ({ pos: made[name].pos, size: made[name].size }));
-      const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map(({ pos }) => pos[axis])));
-      const [right, bottom] = [0, 1].map((axis) =>
-        Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])),
-      );
+      const { left, top, right, bottom } = around(members.map((name) => made[name]));
       const group = new LGraphGroup(title);
       group.pos = [left - 15, top - 75];
       group.size = [right - left + 30, bottom - top + 90];
       graph.add(group);
     }
-    const boxes = [...graph.nodes, ...graph.groups].map(({ pos, size }) => ({ pos, size }));
-    const [left, top] = [0, 1].map((axis) => Math.min(...boxes.map(({ pos }) => pos[axis])));
-    const [right, bottom] = [0, 1].map((axis) =>
-      Math.max(...boxes.map(({ pos, size }) => pos[axis] + size[axis])),
-    );
+    const { left, top, right, bottom } = around([...graph.nodes, ...graph.groups]);
     // Opened, all of it is in view on a page of 1600 × 1000 with menus at the left and on top.
     const scale = Math.min(1440 / (right - left), 860 / (bottom - top), 1);
     graph.extra.ds = { scale, offset: [-left + 110 / scale, -top + 90 / scale] };

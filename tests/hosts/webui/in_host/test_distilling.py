@@ -12,7 +12,7 @@ PROMPTS = ["a cat", "a dog in the street"]
 
 def request_of(**changes: Any) -> Any:
     """A few seconds' work."""
-    from dode_nodes.hosts.webui.distilling import Request
+    from dode_nodes.hosts.webui.request import Request
 
     common = {
         "prompts": PROMPTS, "negative_prompt": "bad", "cfg_scale": 3.0, "width": 64, "height": 64, "steps": "3",
