@@ -147,6 +147,19 @@ def test_examples_are_those_of_the_readme_with_thumbnails():
         assert min(Image.open(thumbnail).size) > 400
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_an_example_opens_with_all_of_it_in_view(name):
+    """On a page of 1600 × 1000."""
+    workflow = read_example(name)
+    view = workflow["extra"]["ds"]
+    boxes = [[*node["pos"], *node["size"]] for node in workflow["nodes"]]
+    boxes += [group["bounding"] for group in workflow["groups"]]
+    for left, top, width, height in boxes:
+        for place, length, axis, most in ((left, width, 0, 1600), (top, height, 1, 1000)):
+            first, last = (view["scale"] * (x + view["offset"][axis]) for x in (place, place + length))
+            assert 0 <= first < last <= most
+
+
 def test_latents_equal_the_librarys_own(server):
     """The flow model, whose timestep is no table's entry: no rounding between the two but float32's."""
     outputs = succeeded(server.run(sample_prompt("demo_flow.safetensors", "flow", batch=3, steps=8)))

@@ -410,7 +410,8 @@ export async function build(page, example) {
     const { left, top, right, bottom } = around([...graph.nodes, ...graph.groups]);
     // Opened, all of it is in view on a page of 1600 × 1000 with menus at the left and on top.
     const scale = Math.min(1440 / (right - left), 860 / (bottom - top), 1);
-    graph.extra.ds = { scale, offset: [-left + 110 / scale, -top + 90 / scale] };
-    return graph.serialize();
+    const workflow = graph.serialize(); // with the view that the page has at present
+    workflow.extra.ds = { scale, offset: [-left + 110 / scale, -top + 90 / scale] };
+    return workflow;
   }, example);
 }
