@@ -82,7 +82,7 @@ class ComfyServer(ServerProcess):
             "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
             "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
         ]  # fmt: skip
-        super().__init__(command, {}, base, base / "server.log")
+        super().__init__(command, without_installed_copy(base / "site"), base, base / "server.log")
 
     def __enter__(self) -> ComfyServer:
         self.wait(self._is_up, START_SECONDS)
@@ -138,6 +138,20 @@ class ComfyServer(ServerProcess):
                 return reply.status, json.loads(text) if text else None
         except urllib.error.HTTPError as error:
             return error.code, json.loads(error.read())
+
+
+def without_installed_copy(folder: Path) -> dict[str, str]:
+    """The environment of a Python that has no package of ours, as a user's: here it may be installed."""
+    folder.mkdir()
+    hide = """import sys
+class Hidden:
+    def find_spec(self, name, path=None, target=None):
+        if name == "dode_nodes":
+            raise ModuleNotFoundError(f"No module named {name!r}: it is hidden, as users have none", name=name)
+sys.meta_path.insert(0, Hidden())
+"""
+    (folder / "sitecustomize.py").write_text(hide, encoding="utf-8")
+    return {"PYTHONPATH": str(folder)}
 
 
 def install_pack(custom_nodes: Path) -> Path:

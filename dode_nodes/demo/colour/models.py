@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import torch
@@ -29,6 +28,7 @@ SUBJECTS = ("cat", "heart", "moon", "smiling", "fruit", "panda", "sun", "strawbe
 """What it draws well."""
 
 _COMMAND = "python -m dode_nodes.demo.colour.train"
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"  # by no name: in ComfyUI the package has another
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,7 +105,7 @@ def load_colour_model(
     """
     if kind not in KINDS:
         raise DodeError(f"no colour model is called {kind!r}; there are {', '.join(KINDS)}")
-    folder = folder or Path(str(resources.files("dode_nodes.demo"))) / "weights"
+    folder = folder or _WEIGHTS
     file, command = folder / f"colour_{kind}.safetensors", f"{_COMMAND} {kind}"
     if kind == "eps":
         plain = load_weights(plain_unet(), file, command).to(device, dtype)

@@ -49,7 +49,7 @@ def _changes(name: str) -> dict[str, Any]:
 def test_example_loads_runs_and_shows_its_pictures(name, report):
     facts = report["workflows"][name]
     assert facts["missing"] == []
-    assert facts["failure"] is None
+    assert facts["failure"] is None, facts["failure"]
     assert facts["errors"] == []
     assert facts["pictures"]
     for node in facts["pictures"]:
