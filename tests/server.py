@@ -49,6 +49,11 @@ class ServerProcess:
             self._process.kill()
 
     @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    @property
     def log(self) -> str:
         """What it has printed so far."""
         return self._log.read_text(encoding="utf-8", errors="replace")
@@ -68,19 +73,22 @@ class ServerProcess:
 class ComfyServer(ServerProcess):
     """ComfyUI, started headless on the CPU over a folder of its own; use it as a context manager.
 
+    Args:
+        previews: the kind of live previews.
+
     Attributes:
         base: the base directory: custom_nodes, models, input, output.
         url: where it listens.
     """
 
-    def __init__(self, checkout: Path, base: Path) -> None:
+    def __init__(self, checkout: Path, base: Path, previews: str = "latent2rgb") -> None:
         self.base = base
         self.url = f"http://127.0.0.1:{free_port()}"
         install_pack(base / "custom_nodes")
         command = [
             sys.executable, checkout / "main.py", "--cpu", "--base-directory", base,
             "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
-            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
+            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", previews,
         ]  # fmt: skip
         super().__init__(command, without_installed_copy(base / "site"), base, base / "server.log")
 

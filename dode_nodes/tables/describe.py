@@ -116,6 +116,11 @@ def _notes(row: LambdaRow) -> list[str]:
     notes += [
         f"with the LoRA {shown_hash(lora.sha256)} {lora.name} at {lora.strength:g}" for lora in row.loras
     ]
+    if (trained := row.trained_lora) is not None:
+        notes.append(
+            f"has a LoRA of its own, {shown_hash(trained.content)} {trained.name} at {trained.strength:g}: error "
+            f"{number(trained.error)} with it, {number(trained.error_without)} without, on {trained.latents} latents"
+        )
     if (credit := row.credit) is not None:
         told = {"by": credit.author, "licence": credit.licence, "date": credit.date}
         notes += [", ".join(f"{name} {value}" for name, value in told.items() if value)]
@@ -164,17 +169,25 @@ def headline(row: LambdaRow) -> str | None:
     if row.origin.kind == PLAIN:
         return f"{what}: nothing that was fitted comes nearer than {rival}, so this is that setting"
     near, far = min(dode, of_stock), max(dode, of_stock)
-    how = f"{far / near:.2g} times {'nearer to' if dode <= of_stock else 'farther from'}"
+    times = f"{far / near:.2g}"
+    if times == "1":
+        return f"{what}: as near to the slow sampler's pictures as {rival}"
+    how = f"{times} times {'nearer to' if dode <= of_stock else 'farther from'}"
     needs = ""
     if (count := unseen.stock_needs) is not None:
         needs = f", which needs {count if count <= 2 * row.nfe else f'more than {2 * row.nfe}'} for it"
     return f"{what}: {how} the slow sampler's pictures than {rival}{needs}"
 
 
+def rows_told(table: LambdaTable) -> list[LambdaRow]:
+    """Of the rows that are used for each number of steps, fewest first, those that have a headline."""
+    used = [part_for_steps(table, steps).row for steps in sorted(set(map(asked_steps, table.rows)))]
+    return [row for row in used if headline(row) is not None]
+
+
 def headlines(table: LambdaTable) -> list[str]:
     """Those of the rows that are used for each number of steps, fewest first."""
-    rows = {steps: part_for_steps(table, steps).row for steps in sorted(set(map(asked_steps, table.rows)))}
-    return [line for row in rows.values() if (line := headline(row)) is not None]
+    return [line for row in rows_told(table) if (line := headline(row)) is not None]
 
 
 def _best_of(stock: StockSetting) -> str:

@@ -58,10 +58,18 @@ def empty_figure(width: float, height: float) -> Figure:
     return matplotlib_figure()(figsize=(width, height), dpi=DPI, facecolor="white")
 
 
-def panel_grid(down: int, across: int, *, share: bool = False) -> tuple[Figure, list[Axes]]:
-    figure = empty_figure(max(4.6 * across, 6), 3.6 * down + 0.3)
+def panel_grid(down: int, across: int, *, share: bool = False, above: float = 0) -> tuple[Figure, list[Axes]]:
+    """Panels line by line; with a height in inches ``above``, one as wide as all of them comes first."""
+    height = 3.6
+    figure = empty_figure(max(4.6 * across, 6), height * down + above + 0.3)
     figure.set_layout_engine("constrained", h_pad=0.1, w_pad=0.1)
-    axes = list(figure.subplots(down, across, squeeze=False, sharex=share, sharey=share).flat)
+    heights = [above] * bool(above) + [height] * down
+    grid = figure.add_gridspec(len(heights), across, height_ratios=heights)
+    axes = [figure.add_subplot(grid[0, :])] if above else []
+    for line in range(bool(above), len(heights)):
+        for column in range(across):
+            shared = axes[0] if share and axes else None
+            axes.append(figure.add_subplot(grid[line, column], sharex=shared, sharey=shared))
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.grid(color="#e4e4e4", linewidth=0.8)

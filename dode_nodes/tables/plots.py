@@ -11,8 +11,20 @@ import numpy as np
 
 from ..errors import DodeError
 from ..sigmas import is_flow
-from .describe import headlines
-from .figures import DENSE, GREY, SPARSE, STOCK, as_stock, log_axis, panel_grid, styles, whole_numbers, words
+from .describe import headlines, number, rows_told
+from .figures import (
+    COLOURS,
+    DENSE,
+    GREY,
+    SPARSE,
+    STOCK,
+    as_stock,
+    log_axis,
+    panel_grid,
+    styles,
+    whole_numbers,
+    words,
+)
 from .row import LambdaRow
 from .table import LambdaTable
 
@@ -78,14 +90,17 @@ def error_per_step_figure(row: LambdaRow) -> Figure:
 def report_figure(table: LambdaTable) -> Figure:
     """A table, two panels for every solver and prediction; of a very long one, the first rows.
 
-    Above them what the rows gain, in everyone's words. Of greedy rows λ against σ, and the errors per step; of refined
-    rows σ before and after (λ, where they kept their σ), and the error stage by stage.
+    Above them what the rows gain, in everyone's words and as bars, where latents of their own tell. Of greedy rows λ
+    against σ, and the errors per step; of refined rows σ before and after (λ, where they kept their σ), and the error
+    stage by stage.
 
     Raises:
         DodeError: there is no matplotlib.
     """
-    members = _by_solver(table.rows)
-    figure, axes = panel_grid(len(members), 2)
+    members, told = _by_solver(table.rows), rows_told(table)[:_MOST_ROWS]
+    figure, axes = panel_grid(len(members), 2, above=1 + 0.5 * len(told) if told else 0)
+    if told:
+        _draw_gains(axes.pop(0), told)
     for (title, group), left, right in zip(members, axes[::2], axes[1::2], strict=True):
         refined = group[0].is_refined
         if refined and any(row.has_own_sigmas for row in group):
@@ -153,6 +168,24 @@ def _by_solver(rows: Sequence[LambdaRow]) -> list[tuple[str, list[LambdaRow]]]:
         (f"{solver}{', refined' if refined else ''} ({prediction})", group[:_MOST_ROWS])
         for (solver, prediction, refined), group in islice(members.items(), _MOST_PANELS)
     ]
+
+
+def _draw_gains(ax: Axes, rows: Sequence[LambdaRow]) -> None:
+    """For each number of evaluations how far stock and the row end from the slow sampler's pictures."""
+    places = np.arange(len(rows), dtype=float)
+    raced = any(row.best_stock for row in rows)
+    unseen = [row.unseen for row in rows if row.unseen is not None]
+    for label, errors, colour, shift in (
+        ("best stock sampler" if raced else "stock sampler", [of.stock.rms for of in unseen], GREY, -0.2),
+        ("D-ODE, at the same speed", [of.dode.rms for of in unseen], COLOURS[0], 0.2),
+    ):
+        bars = ax.barh(places + shift, [_within_axes(e) for e in errors], 0.38, color=colour, label=label)
+        ax.bar_label(bars, [number(error) for error in errors], padding=3, fontsize=9)
+    ax.set_yticks(places, [str(row.nfe) for row in rows])
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
+    words(ax, "How far from the slow sampler's pictures? Shorter is better.",
+          "distance, on noises that nothing was fitted to", "evaluations")  # fmt: skip
 
 
 def _draw_lambdas(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> None:

@@ -162,6 +162,7 @@ def test_the_headline_is_of_latents_of_its_own_and_says_where_it_loses() -> None
     assert "1.9 times farther from the slow sampler's pictures than plain euler" in str(
         headline(told(0.19, 0.1))
     )
+    assert headline(told(0.101, 0.1)) == "3 evaluations: as near to the slow sampler's pictures as plain euler"
     assert headline(row_of(error=0.1)) is None
     assert headline(told(0.0, 0.1)) is None
     text = row_text(told(0.1, 0.19, **best))

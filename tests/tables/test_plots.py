@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tracemalloc
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -162,6 +163,22 @@ class TestReportFigure:
         figure.draw_without_rendering()
         assert figure._suptitle.get_window_extent().x1 <= figure.bbox.x1
         png_size(figure)
+
+    def test_bars_show_how_far_stock_and_the_row_end(self) -> None:
+        def told(steps: int, dode: float, stock: float, best: StockSetting | None) -> LambdaRow:
+            of = [Distances(rms, rms, rms, rms) for rms in (dode, stock)]
+            return row(steps=steps, unseen=Unseen(8, *of, 1.0), best_stock=best)
+
+        best = StockSetting("deis", "beta", 0.2, 4)
+        for setting, stock in ((best, "best stock sampler"), (None, "stock sampler")):
+            bars = axes(
+                plots.report_figure(LambdaTable([told(5, 0.1, 0.2, setting), told(4, 1e300, 3, setting)]))
+            )[0]
+            assert labels(bars) == [stock, "D-ODE, at the same speed"]
+            assert [bar.get_width() for bar in bars.patches] == pytest.approx([3, 0.2, 1e100, 0.1])
+            assert [tick.get_text() for tick in bars.get_yticklabels()] == ["4", "5"]
+        few = replace(told(5, 0.1, 0.2, best), unseen=Unseen(7, *[Distances(0.1, 0.1, 0.1, 0.1)] * 2, 1.0))
+        assert len(axes(plots.report_figure(LambdaTable([few])))) == 2
 
     def test_lambda_where_refining_keeps_sigma(self) -> None:
         heun = refined("heun", form="lambda", weights=np.ones(4), moved=False)

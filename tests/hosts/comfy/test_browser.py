@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests import browser
 from tests.hosts.comfy.locales import read
 from tests.server import ComfyServer
@@ -17,31 +18,43 @@ from tests.workflows import NAMES, changes_for, read_example, to_prompt
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
-SCRIPT = Path(__file__).parent / "browser" / "check.mjs"
-SECONDS = 300
+BROWSER = Path(__file__).parent / "browser"
+FIRST = "1_first_steps"
+SECONDS = 900
 
 
 @pytest.fixture(scope="module")
-def report(server: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What check.mjs found. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
+def report(server: ComfyServer, screenshots: Path) -> dict[str, Any]:
+    """What check.mjs found."""
+    workflows = {name: {"workflow": read_example(name), "changes": _changes(name, 1)} for name in NAMES}
+    vue = {"workflow": read_example(FIRST), "changes": _changes(FIRST, 2)}
+    request = {"screenshots": str(screenshots), "workflows": workflows, "vue": vue}
+    return _in_browser("check.mjs", server, request)
+
+
+@pytest.fixture(scope="module")
+def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """$DODE_SCREENSHOTS, if that is set."""
+    folder = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _in_browser(script: str, server: ComfyServer, request: dict[str, Any]) -> dict[str, Any]:
     if lacking := browser.missing():
         pytest.skip(f"no browser tests: {lacking}")
-    screenshots = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
-    screenshots.mkdir(parents=True, exist_ok=True)
-    workflows = {name: {"workflow": read_example(name), "changes": _changes(name)} for name in NAMES}
-    request = {"url": server.url, "screenshots": str(screenshots), "workflows": workflows}
     done = subprocess.run(
-        ["node", SCRIPT], input=json.dumps(request), text=True, capture_output=True, timeout=SECONDS,
-        env=browser.node_environment(),
+        ["node", BROWSER / script], input=json.dumps(request | {"url": server.url}), text=True,
+        capture_output=True, timeout=SECONDS, env=browser.node_environment(),
     )  # fmt: skip
     assert done.returncode == 0, f"{done.stderr}\n{server.log[-3000:]}"
     return json.loads(done.stdout)
 
 
-def _changes(name: str) -> dict[str, Any]:
+def _changes(name: str, seed: int) -> dict[str, Any]:
     """Another seed than the server tests have: a fit that they have finished would not be made again."""
     changes = changes_for(name)
-    distil = changes.get("DODE_DistillLambdas", {}) | {"seed": 1}
+    distil = changes.get("DODE_DistillLambdas", {}) | {"seed": seed}
     return changes | {"DODE_DistillLambdas": distil}
 
 
@@ -59,7 +72,39 @@ def test_example_loads_runs_and_shows_its_pictures(name, report):
 
 
 def test_live_previews_are_shown_meanwhile(report):
-    assert {"DODE_DistillLambdas", "DODE_Compare"} <= set(report["workflows"]["1_first_steps"]["previewed"])
+    assert {"DODE_DistillLambdas", "DODE_Compare"} <= set(report["workflows"][FIRST]["previewed"])
+
+
+def test_the_result_is_seen_where_vue_shows_previews(report):
+    _see_the_result(report["vue"])
+
+
+@pytest.fixture(scope="module")
+def without_previews(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What example 1 shows where a server sends no live previews, in both renderings."""
+    folder = tmp_path_factory.mktemp("no_previews")
+    with ComfyServer(find_comfyui(), folder / "base", "none") as server:
+        request = {
+            "workflow": read_example(FIRST), "screenshots": str(folder),
+            "changes": {"canvas": _changes(FIRST, 1), "vue": _changes(FIRST, 2)},
+        }  # fmt: skip
+        return _in_browser("check_renderings.mjs", server, request)
+
+
+@pytest.mark.parametrize("rendering", ["canvas", "vue"])
+def test_the_result_is_seen_without_previews(rendering, without_previews):
+    assert without_previews["errors"] == []
+    _see_the_result(without_previews[rendering])
+
+
+def _see_the_result(facts: dict[str, Any] | None) -> None:
+    if facts is None:
+        pytest.skip("this front end does not offer the Vue rendering")
+    assert facts["failure"] is None
+    assert {"DODE_DistillLambdas", "DODE_Compare"} <= set(facts["shown"])
+    for node, pictures in facts["shown"].items():
+        assert pictures, f"{node} shows nothing"
+        assert all("/view?" in picture for picture in pictures), f"{node} still shows a live preview"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,9 +1,10 @@
 // What the browser tests want to know of the page, printed as JSON.
-// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } } }
+// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } }, vue: one such }
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
-import { load, open, photograph, run } from "./page.mjs";
+import { load, open, photograph, ready, run, setWidgets } from "./page.mjs";
+import { tryRendering } from "./renderings.mjs";
 
 const request = JSON.parse(readFileSync(0, "utf8"));
 const { browser, page, errors } = await open(request.url);
@@ -15,6 +16,11 @@ for (const [name, example] of Object.entries(request.workflows)) {
 report.older = await loadOlder(request.workflows);
 report.help = await openHelp("DODE_DistillLambdas");
 report.chinese = await inChinese();
+report.vue = await tryRendering(page, {
+  ...request.vue,
+  vue: true,
+  screenshot: join(request.screenshots, "vue.png"),
+});
 report.errors = errors;
 await browser.close();
 console.log(JSON.stringify(report));
@@ -30,7 +36,7 @@ async function tryWorkflow(name, { workflow, changes }) {
       prompt: (await window.app.graphToPrompt()).output,
     };
   });
-  await setWidgets(changes);
+  await setWidgets(page, changes);
   const begun = Date.now();
   await page.evaluate(() => {
     window.previews = new Set();
@@ -89,16 +95,6 @@ async function overlaps() {
         .map((b) => [a.title, b.title]),
     );
   });
-}
-
-async function setWidgets(changes) {
-  await page.evaluate((changed) => {
-    for (const node of window.app.graph.nodes) {
-      for (const widget of node.widgets ?? []) {
-        widget.value = changed[node.type]?.[widget.name] ?? widget.value;
-      }
-    }
-  }, changes);
 }
 
 /** Run what is on the page once more: the types of nodes that come from the cache, and Distill's seeds. */
@@ -164,7 +160,7 @@ async function inChinese() {
     page.evaluate((value) => window.app.api.storeSetting("Comfy.Locale", value), locale);
   await setLocale("zh");
   await page.reload();
-  await page.waitForFunction(() => window.LiteGraph?.registered_node_types.DODE_KSampler);
+  await ready(page);
   await page.waitForTimeout(500);
   const names = await page.evaluate(() => {
     const { title, inputs, outputs } = window.LiteGraph.createNode("DODE_KSampler");

@@ -6,7 +6,8 @@ import { createRequire } from "node:module";
 const { chromium } = createRequire(import.meta.url)("playwright-core");
 
 const NOISE = [
-  /Error fetching workflow templates/, // their package is not installed
+  /Error (fetching|loading core) workflow templates/, // their package is not installed
+  /graph accessed before initialization/, // by `ready`, which waits for it
   /Failed to load resource: the server responded with a status of 404/, // user.css, userdata on a first visit
   /reading 'id'/, // the front end's own, without any pack
 ];
@@ -24,13 +25,18 @@ export async function open(url, viewport = { width: 1920, height: 1200 }) {
   page.on("console", (message) => message.type() === "error" && note(message.text()));
   await page.route("**/object_info", addUpscaleModelLoader);
   await page.goto(url);
-  await page.waitForFunction(() => window.app?.graph && window.LiteGraph?.registered_node_types.DODE_Compare);
+  await ready(page);
   await page.waitForTimeout(500);
   await page.keyboard.press("Escape"); // the templates dialog of a first visit
   await page.addStyleTag({
     content: ".p-dialog-mask, .p-toast { display: none !important }",
   });
   return { browser, page, errors };
+}
+
+/** Wait until the front end has a graph and knows our nodes. */
+export async function ready(page) {
+  await page.waitForFunction(() => window.LiteGraph?.registered_node_types.DODE_Compare && window.app?.graph);
 }
 
 /** Without spandrel ComfyUI has no such node, and then this front end cannot make a checkpoint loader. */
@@ -45,6 +51,17 @@ async function addUpscaleModelLoader(route) {
 export async function load(page, workflow) {
   await page.evaluate((graph) => window.app.loadGraphData(graph), workflow);
   await page.waitForTimeout(300);
+}
+
+/** Set widgets of all nodes of a type. */
+export async function setWidgets(page, changes) {
+  await page.evaluate((changed) => {
+    for (const node of window.app.graph.nodes) {
+      for (const widget of node.widgets ?? []) {
+        widget.value = changed[node.type]?.[widget.name] ?? widget.value;
+      }
+    }
+  }, changes);
 }
 
 /** Queue the graph on the page and wait; null, or the execution error. */
