@@ -39,6 +39,11 @@ class Bar:
                 print(line, flush=True)
             self._bar = tqdm(unit=" evaluations", unit_scale=True)
 
+    def say(self, line: str) -> None:
+        """Something to read before the work goes on."""
+        if self._bar is not None:
+            self._bar.write(line)
+
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""
         self._stop_if_asked()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Protocol
@@ -31,6 +32,7 @@ class Progress:
         self._done = 0.0  # of all ranks, as far as this one can tell
         self._tell = tell
         self._whole: Progress | None = None
+        self._first = self._last = (0.0, 0.0)
 
     @classmethod
     def of(cls, progress: Progress | Tell | None, total: int) -> Progress:
@@ -60,6 +62,12 @@ class Progress:
         """Evaluations so far."""
         return min(round(self._done), self._total)
 
+    @property
+    def pace(self) -> float | None:
+        """Seconds per evaluation since the first was done: before that a host may have loaded the model."""
+        (first, began), (last, ended) = self._first, self._last
+        return (ended - began) / (last - first) if last > first else None
+
     def split(self, *totals: int) -> list[Progress]:
         """Parts of this work, with a share each.
 
@@ -76,6 +84,9 @@ class Progress:
     def advance(self, evaluations: float, stage: str, denoised: Tensor) -> None:
         """Note evaluations, here and in all that this is a part of, and tell."""
         self._done += evaluations
+        self._last = self._done, time.monotonic()
+        if not self._first[0]:
+            self._first = self._last
         self.stage, self.denoised = stage, denoised
         if self._whole is not None:
             self._whole.advance(evaluations, stage, denoised)
@@ -109,6 +120,9 @@ class Reporter(Protocol):
 
     def begin(self, *lines: str) -> None:
         """Say what is to come."""
+
+    def say(self, line: str) -> None:
+        """Something to read before the work goes on."""
 
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""

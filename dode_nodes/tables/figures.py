@@ -49,7 +49,7 @@ def matplotlib_figure() -> type[Figure]:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise DodeError("pictures need matplotlib: pip install 'dode-nodes[demo]'") from error
+        raise DodeError("pictures need matplotlib: run pip install matplotlib, with this Python") from error
     return Figure
 
 

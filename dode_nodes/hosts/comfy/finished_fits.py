@@ -73,7 +73,9 @@ class Fit:
             return None
         if (kept := self._latents().load()) is not None:
             like, device = self.request.latent, comfy.model_management.intermediate_device()
-            return Distilled(table, *(unpacked(kept[0][name].to(device), like) for name in _LATENTS))
+            latents, facts = kept
+            given = {name: unpacked(latents[name].to(device), like) for name in _LATENTS}
+            return Distilled(table, **given, opponent=facts.get("opponent", ""))
         with ProgressReporter(self.request.model, self.request.latent, node_id) as reporter:
             again = Distillation(self.request, reporter).again(table)
         self._keep_latents(again)
@@ -101,7 +103,8 @@ class Fit:
         return Kept(_folder() / "finished", self.key, _notes(), _MOST_BYTES, "latents")
 
     def _keep_latents(self, distilled: Distilled) -> None:
-        self._latents().save({name: packed(getattr(distilled, name)).cpu() for name in _LATENTS}, {})
+        latents = {name: packed(getattr(distilled, name)).cpu() for name in _LATENTS}
+        self._latents().save(latents, {"opponent": distilled.opponent})
 
 
 def _folder() -> Path:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.samplers
 import numpy as np
+import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -20,7 +21,7 @@ from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Latents, in_order
 from ...fit.memory import BatchLimit
 from ...fit.pipeline import Pipeline, Recipe
-from ...fit.progress import Progress, Reporter
+from ...fit.progress import Progress, Reporter, in_words
 from ...fit.race import MakeSigmas
 from ...fit.runs import Run
 from ...fit.teacher import plan_teacher
@@ -35,6 +36,7 @@ from .guiders import Guider, guidance_scale, one_prompt_per_row
 from .model_facts import check_no_cache, computing_dtype, is_flow, model_facts
 from .prompts import GuidedModel, micro_batch_that_fits, noise_per_latent
 from .streams import packed, unpacked
+from .usage import opponent_of, opponent_text
 
 
 class Schedule(NamedTuple):
@@ -76,9 +78,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Distilled:
-    """The table, and the held-out latents by teacher, D-ODE and stock solver over the first schedule.
+    """The table, and the held-out latents by the teacher, by the first schedule's best row, and by its opponent.
 
     Attributes:
+        opponent: which stock sampler that is, over which σ.
         remarks: what the user should know afterwards, one line each.
     """
 
@@ -86,6 +89,7 @@ class Distilled:
     teacher: Any
     dode: Any
     stock: Any
+    opponent: str
     remarks: Sequence[str] = ()
 
 
@@ -201,18 +205,22 @@ class Distillation:
         with Progress(trials + sum(totals) + shown, self._reporter) as work:
             trying, *fitting, showing = work.split(trials, *totals, shown)
             self.check_model(first.latents, trying)
+            if trying.pace is not None:
+                seconds = trying.pace * (sum(totals) + shown)
+                self._reporter.say(
+                    f"at most about {in_words(seconds)} on this machine, with {self._memory()} of memory so far"
+                )
             for fit, part in zip(self._fits, fitting, strict=True):
                 fit.pipeline.run(part)
             with showing:
-                dode, stock = self._results(first.pipeline.rows, first.latents, showing)
+                dode, stock, opponent = self._results(first.pipeline.rows, first.latents, showing)
         assert first.pipeline.targets is not None  # noqa: S101  # the pipeline has run
         of_size = torch.cat(list(first.pipeline.targets.ends)[-len(self._guiders) :])
         ends = of_size[[number - len(first.latents) for number in self._shown(first.latents)]]
         table = self.table()
         assert table is not None  # noqa: S101
-        return Distilled(
-            table, self._as_latent(ends), self._as_latent(dode), self._as_latent(stock), self._remarks()
-        )
+        teacher, dode, stock = map(self._as_latent, (ends, dode, stock))
+        return Distilled(table, teacher, dode, stock, opponent, self._remarks())
 
     def again(self, table: LambdaTable) -> Distilled:
         """What an earlier run of this request gave out beside its table, sampled again: nothing is fitted."""
@@ -229,15 +237,27 @@ class Distillation:
         with Progress(teaching + showing, self._reporter) as work:
             for_teacher, for_rows = work.split(teaching, showing)
             ends = teacher.ends(shown, for_teacher)
-            dode, stock = self._results(table.rows, latents, for_rows)
-        return Distilled(table, *map(self._as_latent, (ends, dode, stock)))
+            dode, stock, opponent = self._results(table.rows, latents, for_rows)
+        teacher, dode, stock = map(self._as_latent, (ends, dode, stock))
+        return Distilled(table, teacher, dode, stock, opponent)
 
     def _results(
         self, rows: Sequence[LambdaRow], latents: Latents, progress: Progress
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Of the first schedule's best row and of its plain solver, on the held-out latents."""
+    ) -> tuple[torch.Tensor, torch.Tensor, str]:
+        """Of the first schedule's best row and of its opponent, on the held-out latents; and who that is."""
         row = _best_of_first_schedule(rows)
-        return self._held_out_by(row, latents, progress), self._held_out_by(row.plain, latents, progress)
+        stock = opponent_of(row, schedules_of(self._request.model))
+        dode, by_stock = (self._held_out_by(each, latents, progress) for each in (row, stock.row))
+        return dode, by_stock, opponent_text(stock)
+
+    def _memory(self) -> str:
+        """The most that was taken of the device's; where it has none of its own, what the process has."""
+        device = self._request.model.load_device
+        if device.type == "cuda":
+            most = torch.cuda.max_memory_allocated(device)
+        else:
+            most = psutil.Process().memory_info().rss
+        return f"{most / 2**30:.1f} GiB"
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""

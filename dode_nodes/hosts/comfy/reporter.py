@@ -19,6 +19,8 @@ from .messages import drop_preview, show_text
 from .streams import pictures_of, unpacked
 
 _PREVIEW_SECONDS = 0.5
+_READING_SECONDS = 3.0
+"""How long a line stays that is to be read before the work goes on."""
 
 
 class ProgressReporter:
@@ -65,6 +67,12 @@ class ProgressReporter:
             logging.info("D-ODE: %s", line)
         show_text(self._node_id, "; ".join(lines))
         self._begun = time.monotonic()
+
+    def say(self, line: str) -> None:
+        """Something to read before the work goes on."""
+        logging.info("D-ODE: %s", line)
+        show_text(self._node_id, line)
+        self._told = time.monotonic() + _READING_SECONDS
 
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""

@@ -18,12 +18,12 @@ from ...fit.memory import BatchLimit
 from ...fit.teacher import Teacher
 from ...sampling.denoiser import DenoiserProxy
 from ...sampling.solvers import resolve
-from ...tables.describe import amount, setting_text
+from ...tables.describe import amount
 from ...tables.row import LambdaRow
 from .guiders import Guider, one_prompt_per_row, run_guider
 from .job import schedules_of
 from .run_row import row_sampler
-from .usage import stock_row
+from .usage import opponent_of, stock_row
 
 
 class Contender(NamedTuple):
@@ -63,25 +63,15 @@ class Baseline:
 
 def baseline_of(row: LambdaRow, model: ModelPatcher) -> Baseline:
     """The best stock setting that was found when the row was made; else the plain solver that it began with."""
-    setting = row.best_stock
-    if setting is not None:
-        make_sigmas = schedules_of(model)
-
-        def with_steps(steps: int) -> torch.Tensor:
-            return make_sigmas(setting.scheduler, steps, setting.discard_penultimate).float()
-
-        try:
-            solver, options = setting.solver_and_options()
-            sampler, sigmas = comfy.samplers.KSAMPLER(resolve(solver), dict(options)), with_steps(row.nfe)
-            return Baseline(f"best stock: {setting_text(setting)}", sampler, sigmas, row.nfe, with_steps)
-        except DodeError:  # this ComfyUI lacks the sampler or the scheduler
-            pass
-    stock = stock_row(row)
+    make_sigmas = schedules_of(model)
+    stock, name, setting = opponent_of(row, make_sigmas)
+    sampler = comfy.samplers.KSAMPLER(resolve(stock.solver), dict(stock.solver_options))
+    sigmas = torch.tensor(stock.sigmas, dtype=torch.float32)
+    if setting is None:
+        return Baseline(name, sampler, sigmas, stock.nfe)
+    scheduler, discard = setting.scheduler, setting.discard_penultimate
     return Baseline(
-        stock.solver,
-        comfy.samplers.KSAMPLER(resolve(stock.solver), dict(stock.solver_options)),
-        torch.tensor(stock.sigmas, dtype=torch.float32),
-        stock.nfe,
+        name, sampler, sigmas, stock.nfe, lambda steps: make_sigmas(scheduler, steps, discard).float()
     )
 
 

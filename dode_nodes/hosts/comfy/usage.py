@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
+
+import numpy as np
 
 from ...errors import DodeError
+from ...fit.race import MakeSigmas
 from ...sampling.solvers import resolve
+from ...sigmas import same_sigma
 from ...tables.choice import Part
-from ...tables.describe import amount
+from ...tables.describe import amount, setting_text
+from ...tables.provenance import StockSetting
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 
@@ -20,6 +26,43 @@ def stock_row(row: LambdaRow) -> LambdaRow:
     if _is_here(plain.solver):
         return plain
     return replace(plain, solver=row.solver, solver_options=row.solver_options)
+
+
+class Opponent(NamedTuple):
+    """The stock sampler that a row is measured against, as a row, and its name; the setting, if it is a race's."""
+
+    row: LambdaRow
+    name: str
+    setting: StockSetting | None = None
+
+
+def opponent_of(row: LambdaRow, make_sigmas: MakeSigmas) -> Opponent:
+    """The best stock setting that was found when the row was made.
+
+    The plain solver that the row began with where none was looked for, where this ComfyUI lacks it, and where its
+    schedule begins elsewhere.
+    """
+    if (setting := row.best_stock) is not None:
+        try:
+            solver, options = setting.solver_and_options()
+            resolve(solver)
+            sigmas = (
+                make_sigmas(setting.scheduler, row.nfe, setting.discard_penultimate).double().cpu().numpy()
+            )
+        except DodeError:
+            pass
+        else:
+            steps = len(sigmas) - 1
+            if steps == row.nfe and same_sigma(float(sigmas[0]), float(row.plain.sigmas[0])):
+                best = LambdaRow(solver, sigmas, (1,) * steps, np.zeros(steps), solver_options=options)
+                return Opponent(best, f"best stock: {setting_text(setting)}", setting)
+    plain = stock_row(row)
+    return Opponent(plain, plain.solver)
+
+
+def opponent_text(opponent: Opponent) -> str:
+    """Who it is, over which σ."""
+    return f"{opponent.name}, σ {', '.join(f'{sigma:.4g}' for sigma in opponent.row.sigmas)}"
 
 
 def check_solver_is_here(row: LambdaRow, table: LambdaTable) -> None:

@@ -79,6 +79,10 @@ class Job:
         self.lines += lines
         self._begun = time.monotonic()
 
+    def say(self, line: str) -> None:
+        """Something to read before the work goes on."""
+        self.lines.append(line)
+
     def __call__(self, progress: Progress) -> None:
         """After an evaluation."""
         self.progress = so_far(progress, time.monotonic() - self._begun)

@@ -109,7 +109,8 @@ class DistillLambdas(io.ComfyNode):
                 io.Latent.Output(
                     "stock_latents",
                     display_name="stock",
-                    tooltip="The stock solver's result on the held-out latents, with the same steps.",
+                    tooltip="The best stock setting's result on the held-out latents, with as many evaluations; "
+                    "the summary says which setting.",
                 ),
                 io.String.Output(
                     "summary", display_name="summary", tooltip="The table in words and numbers."
@@ -168,7 +169,7 @@ class DistillLambdas(io.ComfyNode):
             {"samples": distilled.teacher},
             {"samples": distilled.dode},
             {"samples": distilled.stock},
-            f"{saved}\n\n{table_text(distilled.table)}",
+            f"{saved}\n\nThe stock latents: {distilled.opponent}\n\n{table_text(distilled.table)}",
             ui=ui.PreviewImage(report, cls=cls),
         )
 

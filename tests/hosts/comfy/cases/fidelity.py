@@ -46,7 +46,7 @@ def distances(
     solver, scheduler = given.get("solver", "euler"), given.get("scheduler", subject.scheduler)
     sigmas = schedule_of(subject, scheduler, steps, solver)
     runs = (
-        ("stock", solver, sigmas),
+        ("stock", *(stock_of(made["table"].rows[0], subject) or (solver, sigmas))),
         ("teacher", "dpmpp_2m", teachers_grid(sigmas, subject.scheduler == "simple", given["scale"])),
     )
     each = expected or [replace(subject, positive=positive) for positive in positives]
@@ -57,6 +57,22 @@ def distances(
         assert len(made[output]["samples"]) >= len(positives)
         worst.append(max(min(_error(mine, their) for their in theirs) for mine in made[output]["samples"]))
     return worst[0], worst[1]
+
+
+def stock_of(row: Any, subject: Subject) -> tuple[Any, Tensor] | None:
+    """The sampler and the σ of the best stock setting; None where none begins where the row begins."""
+    import comfy.samplers
+
+    if (setting := row.best_stock) is None:
+        return None
+    solver, options = setting.solver_and_options()
+    sampling = subject.model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(
+        sampling, setting.scheduler, row.nfe + setting.discard_penultimate
+    )
+    if setting.discard_penultimate:
+        sigmas = torch.cat([sigmas[:-2], sigmas[-1:]])
+    return comfy.samplers.ksampler(solver, dict(options)), sigmas
 
 
 def _error(mine: Tensor, their: Tensor) -> float:
@@ -80,16 +96,18 @@ def teachers_grid(sigmas: Tensor, flow: bool, scale: int = SCALE) -> Tensor:
     return torch.tensor([*grid, 0.0])
 
 
-def sampled(subject: Subject, sampler: str, sigmas: Tensor, count: int, alone: bool = False) -> Tensor:
-    """Every noise of the run, by ComfyUI's own sampler, together or one at a time."""
+def sampled(subject: Subject, sampler: Any, sigmas: Tensor, count: int, alone: bool = False) -> Tensor:
+    """Every noise of the run, by ComfyUI's own sampler or one of this name, together or one at a time."""
     import comfy.sample
     import comfy.samplers
 
     empty = subject.latent["samples"][:1].repeat(count, 1, 1, 1)
     noise = comfy.sample.prepare_noise(empty, SEED, list(range(count)))
+    if isinstance(sampler, str):
+        sampler = comfy.samplers.sampler_object(sampler)
     runs = [
         comfy.sample.sample_custom(
-            subject.model, part, 2.0, comfy.samplers.sampler_object(sampler), sigmas, subject.positive,
+            subject.model, part, 2.0, sampler, sigmas, subject.positive,
             subject.negative, torch.zeros_like(part), disable_pbar=True, seed=SEED,
         )
         for part in noise.split(1 if alone else count)

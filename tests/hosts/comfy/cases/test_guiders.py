@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.hosts.comfy.cases.fidelity import SCALE, SEED, TOLERANCE, schedule_of, teachers_grid
+from tests.hosts.comfy.cases.fidelity import SCALE, SEED, TOLERANCE, schedule_of, stock_of, teachers_grid
 from tests.hosts.comfy.cases.pack import Pack
 from tests.hosts.comfy.cases.subjects import Conditioning, Latent, Subject, rms, stock_node
 from tests.hosts.comfy.cases.test_hooks import LATE, hook, hooked
@@ -87,12 +87,14 @@ def of_another_pack(subject: Subject, other: Conditioning) -> Any:
 GUIDERS = [basic, plain, dual, nested, perpendicular, of_another_pack]
 
 
-def sampled(guider: Any, sampler: str, sigmas: Tensor, latent: Latent, index: int) -> Tensor:
-    """Noise ``index`` of the run, by SamplerCustomAdvanced."""
+def sampled(guider: Any, sampler: Any, sigmas: Tensor, latent: Latent, index: int) -> Tensor:
+    """Noise ``index`` of the run, by SamplerCustomAdvanced; the sampler, or its name."""
+    if isinstance(sampler, str):
+        sampler = node("KSamplerSelect", sampler_name=sampler)
     return node(
         "SamplerCustomAdvanced",
         noise=node("RandomNoise", noise_seed=SEED), guider=guider, sigmas=sigmas,
-        sampler=node("KSamplerSelect", sampler_name=sampler), latent_image=latent | {"batch_index": [index]},
+        sampler=sampler, latent_image=latent | {"batch_index": [index]},
     )["samples"]  # fmt: skip
 
 
@@ -103,7 +105,7 @@ def distances(dode: Pack, subject: Subject, guider: Any, **changes: Any) -> tupl
     sigmas = schedule_of(subject, subject.scheduler, STEPS)
     worst = []
     for output, sampler, grid in (
-        ("stock", "euler", sigmas),
+        ("stock", *(stock_of(made["table"].rows[0], subject) or ("euler", sigmas))),
         ("teacher", "dpmpp_2m", teachers_grid(sigmas, subject.scheduler == "simple")),
     ):
         theirs = [sampled(guider, sampler, grid, subject.latent, i) for i in range(LATENTS)]

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.hosts.comfy.cases.fidelity import schedule_of
 from tests.hosts.comfy.cases.pack import Pack
 from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms
 from tests.hosts.comfy.node_calls import names_in, saved_as
@@ -132,7 +133,8 @@ def with_sound(dode: Pack) -> Subject:
 
 
 def test_sound_and_pictures_together_are_sampled_as_by_ksampler(with_sound, dode):
-    made = dode.distil(with_sound, steps="5", seed=1)
+    sigmas = schedule_of(with_sound, with_sound.scheduler, 5)  # the user's own: the stock latents are Euler's
+    made = dode.distil(with_sound, sigmas=sigmas, seed=1)
     for i, mine in enumerate(zip(*(stream for stream in made["stock"]["samples"].unbind()), strict=True)):
         assert [tuple(stream.shape) for stream in mine] == [(4, 4, 6), (2, 10)], i
     every = ksampler(with_sound, with_sound.latent | {"batch_index": list(range(8))}, seed=1)

@@ -64,6 +64,30 @@ def test_micro_batches_and_prompts(make_model, dode):
     assert batched.weights == pytest.approx(whole.weights, rel=1e-3, abs=1e-3)
 
 
+def test_minutes_and_memory_are_said_after_the_first_evaluations(make_model, dode, on_the_node):
+    dode.table(make_model(), steps="3")
+    said = [i for i, line in enumerate(on_the_node) if re.fullmatch(_EXPECTED, line)]
+    teaching = [i for i, line in enumerate(on_the_node) if line.startswith("teacher")]
+    assert len(said) == 1
+    assert all(said[0] < i for i in teaching)
+
+
+_EXPECTED = r"at most about \d+ (s|min) on this machine, with \d+\.\d GiB of memory so far"
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["a scheduler", "σ of the user's own"])
+def test_the_stock_latents_say_what_made_them(own, make_model, dode):
+    model = make_model()
+    chosen = {"sigmas": torch.tensor([8.0, 2.0, 0.5, 0.0])} if own else {"steps": "3"}
+    table, *_, summary = dode.distil(model, **chosen)
+    setting = table.rows[0].best_stock
+    assert (setting is None) == own
+    name = "euler, σ 8, 2, 0.5, 0" if own else f"best stock: {setting.sampler}, {setting.scheduler}"
+    assert f"\n\nThe stock latents: {name}" in summary
+    *_, again = dode.distil(model, **chosen)
+    assert f"\n\nThe stock latents: {name}" in again
+
+
 def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node):
     table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
     (row,) = table.rows
