@@ -1,4 +1,4 @@
-"""The command line: ``python -m dode_nodes demo``, ``distill``, ``show``, ``validate``, ``index`` and ``import``."""
+"""The command line: ``python -m dode_nodes`` with one of the commands below."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ..fit.ranks import RankFailed, is_first_rank
 from ..tables.describe import summary_text, table_json, table_text
 from ..tables.figures import matplotlib_figure
 from ..tables.table import LambdaTable
-from . import make_table, presets
+from . import make_table, presets, train_lora
 from .bar import Bar
 
 
@@ -118,6 +118,15 @@ def _parser() -> argparse.ArgumentParser:
         "--nproc-per-node 2 -m dode_nodes distill …",
     )
     make_table.add_options(distill)
+
+    lora = commands.add_parser(
+        "distill-lora",
+        help="train a LoRA for 1 to 5 steps of a demo model",
+        description="Distils rows for a few steps, unless a table is given, and trains one LoRA that brings the end of "
+        "their runs nearer to a many-step teacher. Says what it may cost before it starts. If you interrupt it, it "
+        "saves the best so far as FILE-partial.",
+    )
+    train_lora.add_options(lora)
 
     show = commands.add_parser("show", help="print a λ table")
     show.add_argument("file", type=Path, metavar="FILE", help="a λ table, .safetensors")

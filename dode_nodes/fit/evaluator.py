@@ -30,10 +30,12 @@ class Evaluator:
         """The micro-batch's denoiser, watched; ``stage`` says what it is evaluated for."""
         return _Watched(self, batch, stage)
 
-    def count(self, batch: MicroBatch, stage: str, denoised: Tensor) -> None:
-        """Note an evaluation of the micro-batch, and tell. The other ranks are taken to be as far."""
-        self._own += len(denoised)
-        self._progress.advance(len(denoised) * batch.stand_for, stage, denoised)
+    def count(self, batch: MicroBatch, stage: str, denoised: Tensor, times: int = 1) -> None:
+        """Note an evaluation of the micro-batch, or what takes as long as so many, and tell. The other ranks are taken
+        to be as far."""
+        evaluations = times * len(denoised)
+        self._own += evaluations
+        self._progress.advance(evaluations * batch.stand_for, stage, denoised.detach())
 
     def credit(self, evaluations: int) -> None:
         """Count evaluations of an earlier run, whose results are known."""

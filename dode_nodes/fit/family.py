@@ -50,13 +50,9 @@ class Family:
             IneligibleSampler: the solver cannot serve.
             DodeError: the row has one evaluation only, or the solver takes other steps than the row.
         """
-        options = dict(row.solver_options)
-        schedule = torch.tensor(row.sigmas, dtype=torch.float32)  # some samplers serve no other
-        if probe_student(solver, schedule, model=lender, options=options).per_step != row.evaluations:
-            raise DodeError(f"{row.label}: the solver takes different steps here than when the row was made")
+        given = _student_of(row, solver, lender)
         if row.nfe < 2:
             raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
-        given = Student(solver, row.prediction, row.sigmas, row_corrections(row), options, row.free)
         plain = _plain(row, solver)
         ipndm = replace(plain, solver=sample_ipndm, prediction="noise", options={"max_order": 3})
         members = {
@@ -110,6 +106,31 @@ class Family:
             return replace(row, weights=np.diag(student.corrections), origin=origin)
         return replace(row, weights=history_weights(student.corrections), origin=origin)
 
+    def holds(self, name: str, student: Student) -> bool:
+        """Whether a table can hold a member: its weights may be too large, or σ of it meet."""
+        try:
+            self.row_of(name, student)
+        except DodeError:
+            return False
+        return True
+
+
+def under_euler(row: LambdaRow, solver: Sampler, lender: Denoiser | None) -> Student:
+    """A row's steps as Euler's, with corrections of the denoiser: all that a loop of one's own must know.
+
+    Raises:
+        IneligibleSampler: the solver cannot serve.
+        DodeError: it takes other steps than the row, or such as Euler cannot take.
+    """
+    given = _student_of(row, solver, lender)
+    student = given if row.solver == "euler" else _as_member(given, lender)
+    if student is None:
+        raise DodeError(
+            f"choose a row of a sampler that evaluates the network once a step, such as euler or dpmpp_2m: {row.label} "
+            "cannot be written as such steps"
+        )
+    return student
+
 
 def in_bands(student: Student, bands: int) -> Student:
     """The same, with weights for so many bands of spatial frequency."""
@@ -133,6 +154,15 @@ def with_gaussian(student: Student, prior: GaussianPrior) -> Student:
         return student
     corrections = np.insert(student.corrections, student.free.columns, 0, axis=2)
     return replace(student, corrections=corrections, free=replace(student.free, gaussian=prior))
+
+
+def _student_of(row: LambdaRow, solver: Sampler, lender: Denoiser | None) -> Student:
+    """A row as it is, its solver probed."""
+    options = dict(row.solver_options)
+    schedule = torch.tensor(row.sigmas, dtype=torch.float32)  # some samplers serve no other
+    if probe_student(solver, schedule, model=lender, options=options).per_step != row.evaluations:
+        raise DodeError(f"{row.label}: the solver takes different steps here than when the row was made")
+    return Student(solver, row.prediction, row.sigmas, row_corrections(row), options, row.free)
 
 
 def _plain(row: LambdaRow, solver: Sampler) -> Student:

@@ -46,10 +46,10 @@ def rank_and_size() -> tuple[int, int]:
 
 def is_first_rank() -> bool:
     """Whether this is the process that prints and writes, by torchrun's environment: also before there is a group."""
-    return not _is_one_of_several() or os.environ["RANK"] == "0"
+    return not is_one_of_several() or os.environ["RANK"] == "0"
 
 
-def _is_one_of_several() -> bool:
+def is_one_of_several() -> bool:
     """Whether torchrun, or what does as it does, has started this process. RANK alone is set by others, too."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
@@ -64,7 +64,7 @@ def process_group() -> Iterator[None]:
     Raises:
         DodeError: there are fewer GPUs than ranks on this machine.
     """
-    if not _is_one_of_several():
+    if not is_one_of_several():
         yield
         return
     backend = "gloo"

@@ -7,6 +7,8 @@ from .families import family_of
 from .gate import Facts
 
 _SIGMA_RTOL = 0.01
+SAME, OTHER_STRENGTHS, UNKNOWN, OTHERS = range(4)
+"""LoRAs and patches, compared: the nearer the smaller."""
 KINDS = (
     ("family", "family"),
     ("prediction_type", "prediction type"),
@@ -44,8 +46,10 @@ def check_facts(theirs: Facts, mine: Facts, same: bool | None) -> list[str]:
         )
     elif same is None and theirs.get("fingerprint"):
         remarks.append("could not check whether the λ table was made for this checkpoint")
-    elif theirs.get("patches") not in (None, mine["patches"]):
+    elif (patches := compared_patches(theirs, mine)) == OTHERS:
         remarks.append("the λ table was made with different LoRAs or patches on this model")
+    elif patches == OTHER_STRENGTHS:
+        remarks.append("the λ table was made with the same LoRAs or patches at other strengths")
     shifts = theirs.get("shift"), mine.get("shift")
     if None not in shifts and shifts[0] != shifts[1]:
         remarks.append(f"the λ table was made at shift {shifts[0]:g}, this model has {shifts[1]:g}")
@@ -55,6 +59,20 @@ def check_facts(theirs: Facts, mine: Facts, same: bool | None) -> list[str]:
             f"go from {mine['sigma_max']:g} to {mine['sigma_min']:g}"
         )
     return remarks
+
+
+def compared_patches(theirs: Facts, mine: Facts) -> int:
+    """How near the LoRAs and patches of two models are: by what is in them, else by how many and how strong they are."""
+    a, b = theirs.get("patches"), mine.get("patches")
+    if a is None or b is None:
+        return UNKNOWN
+    if a == b:
+        return SAME
+    contents = a.get("content"), b.get("content")
+    if None not in contents:
+        return OTHER_STRENGTHS if contents[0] == contents[1] else OTHERS
+    counted = [(each.get("weights"), each.get("strengths")) for each in (a, b)]
+    return UNKNOWN if counted[0] == counted[1] else OTHERS
 
 
 def same_range(theirs: Facts, mine: Facts) -> bool:

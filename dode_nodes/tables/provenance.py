@@ -267,8 +267,7 @@ class Lora:
     name: str = ""
 
     def __post_init__(self) -> None:
-        digits = isinstance(self.sha256, str) and len(self.sha256) == 64
-        if not digits or set(self.sha256) - set("0123456789abcdef"):
+        if not _is_sha256(self.sha256):
             raise DodeError("a LoRA needs the SHA-256 of its weights, 64 hexadecimal digits in lower case")
         if not is_number(self.strength) or not is_line(self.name):
             raise DodeError("a LoRA's strength must be a number and its name must be text")
@@ -276,6 +275,47 @@ class Lora:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+@dataclass(frozen=True)
+class TrainedLora:
+    """The LoRA that was trained for a row, to go on the model while the row samples. Without it the row is as it was.
+
+    Attributes:
+        content: what it is known by, whoever saved it (`lora_file.content_hash`), 64 hexadecimal digits.
+        strength: at which it did best on the latents held out.
+        error: of the row with it there, RMS distance to the teacher's end.
+        error_without: of the row alone, on the same latents.
+        latents: how many.
+        name: what its file was called; for people.
+    """
+
+    content: str
+    strength: float
+    error: float
+    error_without: float
+    latents: int
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not _is_sha256(self.content):
+            raise DodeError(
+                "'trained_lora' needs the hash of its numbers, 64 hexadecimal digits in lower case"
+            )
+        if not is_number(self.strength) or not is_line(self.name):
+            raise DodeError("'trained_lora': 'strength' must be a number, and 'name' text")
+        if not all(is_number(error) and error >= 0 for error in (self.error, self.error_without)):
+            raise DodeError("'trained_lora': 'error' and 'error_without' must be numbers of at least 0")
+        if not is_count(self.latents) or self.latents < 1:
+            raise DodeError("'trained_lora' needs the number of latents that it was measured on")
+
+    def to_json(self) -> dict[str, Any]:
+        """All fields."""
+        return {each.name: getattr(self, each.name) for each in fields(self)}
+
+
+def _is_sha256(value: Any) -> bool:
+    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
 def _known(part: Any) -> dict[str, Any]:

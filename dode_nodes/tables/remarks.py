@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -19,8 +20,14 @@ def steps_remarks(part: Part, steps: int, table: LambdaTable) -> list[str]:
     return [f"{run} steps are run, not {steps}: {steps_text(table.rows)}"]
 
 
-def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> list[str]:
-    """That no λ is used; what differs much from what the row was distilled with: guidance, or size of the latent."""
+def usage_remarks(
+    row: LambdaRow, cfg: float | None, latent: torch.Tensor, pixels: int | None = None
+) -> list[str]:
+    """That no λ is used; what differs much from what the row was distilled with: guidance, or size.
+
+    Args:
+        pixels: along a side of a picture, for each number along a side of the latent; None where that is not known.
+    """
     remarks = []
     if row.origin.kind == PLAIN:
         remarks.append(f"the stock sampler {row.solver} runs: here it is nearer to the teacher than λ")
@@ -30,7 +37,7 @@ def usage_remarks(row: LambdaRow, cfg: float | None, latent: torch.Tensor) -> li
         remarks.append(f"λ was distilled at cfg {made_at}, this is cfg {cfg:g}")
     if shape and not _near(math.prod(latent.shape[2:]), math.prod(shape[1:]), NEAR_SIZE):
         remarks.append(
-            f"λ was distilled at latent size {_size(shape[1:])}, this is {_size(latent.shape[2:])}"
+            f"λ was distilled at {_size(shape[1:], pixels)}, this is {_size(latent.shape[2:], pixels)}"
         )
     return remarks
 
@@ -43,5 +50,10 @@ def _near(a: float, b: float, ratio: float) -> bool:
     return max(a, b) <= ratio * min(a, b)
 
 
-def _size(spatial: list[int] | torch.Size) -> str:
-    return "×".join(map(str, reversed(spatial)))
+def _size(spatial: Sequence[int], pixels: int | None) -> str:
+    """Width first; a video's frames last, as a latent has them."""
+    if pixels is None or len(spatial) < 2:
+        return "latent size " + "×".join(map(str, reversed(spatial)))
+    *frames, high, wide = spatial
+    of_frames = "".join(f", {count} latent frames" for count in frames)
+    return f"{wide * pixels}×{high * pixels}{of_frames}"

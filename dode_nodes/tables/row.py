@@ -16,7 +16,17 @@ from ..sigmas import same_sigma
 from . import free_outputs, gate, provenance
 from .free_outputs import NONE, FreeOutputs
 from .gate import Facts
-from .provenance import PLAIN, REFINED, Credit, HeldOutErrors, Lora, Origin, StockSetting, Unseen
+from .provenance import (
+    PLAIN,
+    REFINED,
+    Credit,
+    HeldOutErrors,
+    Lora,
+    Origin,
+    StockSetting,
+    TrainedLora,
+    Unseen,
+)
 from .solver_options import checked_options
 
 PREDICTIONS = ("noise", "data")
@@ -64,6 +74,7 @@ class LambdaRow:
         best_stock: the best stock setting that was found for this model at as many evaluations.
         unseen: how it does on latents that nothing was fitted or chosen on.
         loras: that were on the model.
+        trained_lora: that was trained for this row.
         credit: whose it is.
         settings: what it was distilled with (cfg, seed, teacher, latent shape, …).
         report: what was measured, for people.
@@ -84,6 +95,7 @@ class LambdaRow:
     best_stock: StockSetting | None = None
     unseen: Unseen | None = None
     loras: tuple[Lora, ...] = ()
+    trained_lora: TrainedLora | None = None
     credit: Credit | None = None
     settings: Facts = field(default_factory=dict)
     report: Facts = field(default_factory=dict)
@@ -317,6 +329,7 @@ class LambdaRow:
             "best_stock": self.best_stock and self.best_stock.to_json(),
             "unseen": self.unseen and self.unseen.to_json(),
             "loras": [lora.to_json() for lora in self.loras],
+            "trained_lora": self.trained_lora and self.trained_lora.to_json(),
             "credit": self.credit and self.credit.to_json(),
         }
         return (
@@ -364,8 +377,8 @@ class LambdaRow:
             raise DodeError("'evaluations' must be a list")
         known = {name: facts.pop(name) for name in ("solver", "evaluations", "prediction", "form")}
         objects = {name: facts.pop(name, {}) for name in ("solver_options", "settings", "report")}
-        optional = ("errors", "best_stock", "unseen", "loras", "credit")
-        errors, stock, unseen, loras, credit = (facts.pop(name, None) for name in optional)
+        optional = ("errors", "best_stock", "unseen", "loras", "trained_lora", "credit")
+        errors, stock, unseen, loras, trained, credit = (facts.pop(name, None) for name in optional)
         if loras is not None and (not isinstance(loras, list) or len(loras) > _MOST_LORAS):
             raise DodeError(f"'loras' must be a list of at most {_MOST_LORAS}")
         return cls(
@@ -379,6 +392,7 @@ class LambdaRow:
             best_stock=None if stock is None else provenance.read(StockSetting, stock, "'best_stock'"),
             unseen=None if unseen is None else provenance.read(Unseen, unseen, "'unseen'"),
             loras=tuple(provenance.read(Lora, lora, "'loras'") for lora in loras or []),
+            trained_lora=None if trained is None else provenance.read(TrainedLora, trained, "'trained_lora'"),
             credit=None if credit is None else provenance.read(Credit, credit, "'credit'"),
             unknown=facts,
             unknown_arrays={name: array for name, array in arrays.items() if name not in own},

@@ -19,6 +19,7 @@ from dode_nodes.tables.provenance import (
     Lora,
     Origin,
     StockSetting,
+    TrainedLora,
     Unseen,
 )
 from dode_nodes.tables.row import LambdaRow
@@ -136,7 +137,11 @@ unseen_ = st.builds(Unseen, st.integers(1, 99), distances_, distances_, st.float
 credits_ = st.builds(
     Credit, lines.map(lambda line: "a" + line), lines, lines, st.sampled_from(["", "2026-01-31"])
 )
-loras = st.builds(Lora, st.text("0123456789abcdef", min_size=64, max_size=64), numbers, lines)
+hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
+loras = st.builds(Lora, hashes, numbers, lines)
+trained_loras = st.builds(
+    TrainedLora, hashes, numbers, st.floats(0, 1e9), st.floats(0, 1e9), st.integers(1, 99), lines
+)
 
 
 def descending(steps):
@@ -202,6 +207,7 @@ def rows(draw):
         best_stock=draw(st.none() | stock_settings),
         unseen=draw(st.none() | unseen_),
         loras=draw(st.lists(loras, max_size=2)),
+        trained_lora=draw(st.none() | trained_loras),
         credit=draw(st.none() | credits_),
         settings=draw(settings_),
         report=draw(reports),

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from dode_nodes.errors import DodeError
 from dode_nodes.tables import provenance
-from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
+from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting, TrainedLora
 from tests.tables import rows
 from tests.tables.rows import BEGAN
 
 SHA = "0123456789abcdef" * 4
+TRAINED = {"content": SHA, "strength": 1.0, "error": 0.1, "error_without": 0.2, "latents": 4}
 
 WRONG = [
     (Origin, {"kind": "guessed"}, 'origin must be one of .*not "guessed"'),
@@ -57,6 +58,13 @@ WRONG = [
     (Lora, {"sha256": SHA, "strength": "1"}, "strength must be a number"),
     (Lora, {"sha256": SHA, "strength": float("inf")}, "strength must be a number"),
     (Lora, {"sha256": SHA, "name": 3}, "its name must be text"),
+    (TrainedLora, TRAINED | {"content": SHA[1:]}, "needs the hash"),
+    (TrainedLora, TRAINED | {"content": 3}, "needs the hash"),
+    (TrainedLora, TRAINED | {"strength": None}, "'strength' must be a number"),
+    (TrainedLora, TRAINED | {"error": -0.1}, "numbers of at least 0"),
+    (TrainedLora, TRAINED | {"error_without": float("nan")}, "numbers of at least 0"),
+    (TrainedLora, TRAINED | {"latents": 0}, "number of latents"),
+    (TrainedLora, TRAINED | {"name": "two\nlines"}, "'name' text"),
 ]
 
 
@@ -68,7 +76,7 @@ def test_what_is_no_such_thing_is_refused(kind, facts, why):
         provenance.read(kind, facts, "it")
 
 
-@pytest.mark.parametrize("kind", [Origin, HeldOutErrors, StockSetting, Lora])
+@pytest.mark.parametrize("kind", [Origin, HeldOutErrors, StockSetting, Lora, TrainedLora])
 @pytest.mark.parametrize("facts", [None, 3, "text", [], [["kind", "plain"]]])
 def test_a_part_is_an_object(kind, facts):
     with pytest.raises(DodeError, match=r"^'x' must be an object$"):
@@ -91,6 +99,7 @@ parts = (
     st.builds(HeldOutErrors, st.integers(1, 9), st.lists(st.none() | st.floats(0, 9)), st.none())
     | rows.stock_settings
     | rows.loras
+    | rows.trained_loras
 )
 
 

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dode_nodes.errors import DodeError
-from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting
+from dode_nodes.tables.provenance import HeldOutErrors, Lora, Origin, StockSetting, TrainedLora
 from dode_nodes.tables.row import MAX_EVALUATIONS, LambdaRow, shown_hash
 from tests.tables import rows
 from tests.tables.rows import BEGAN, SIGMAS, refined_row, row_of
@@ -142,6 +142,7 @@ def test_rows_are_equal_if_everything_is():
         row_of(error=0.1),
         row_of(origin=Origin("plain")),
         row_of(loras=[Lora("0" * 64)]),
+        row_of(trained_lora=TrainedLora("0" * 64, 1.0, 0.1, 0.2, 4)),
         row_of(unknown_arrays={"x": np.zeros(1)}),
         row_of(unknown_arrays={"x": np.zeros(1, "f4")}),
     ]
@@ -218,6 +219,7 @@ def test_the_hash_is_of_nothing_else():
         row_of(origin=Origin("refined", **BEGAN)),
         row_of(best_stock=StockSetting("heun", "karras", 0.1, 4)),
         row_of(loras=[Lora("0" * 64)]),
+        row_of(trained_lora=TrainedLora("0" * 64, 1.0, 0.1, 0.2, 4)),
     ]
     for other in others:
         assert other != row

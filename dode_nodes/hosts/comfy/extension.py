@@ -13,6 +13,7 @@ from .host_samplers import host_names, host_sampler
 from .nodes.compare import CompareSamplers
 from .nodes.demo_model import DemoModel, DemoPictures
 from .nodes.distill_lambdas import DistillLambdas
+from .nodes.distill_lora import DistillLora
 from .nodes.distill_options import DistillOptions
 from .nodes.find_stock import FindStock
 from .nodes.load_and_inspect import ImportLambdas, InspectLambdas, LoadLambdas
@@ -61,6 +62,7 @@ class DodeExtension(ComfyExtension):
             ApplyLambdas,
             CompareSamplers,
             FindStock,
+            DistillLora,
             DemoPictures,
             DemoModel,
         ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import comfy.model_sampling
@@ -12,7 +14,7 @@ from ...errors import DodeError
 from ...tables import old_fingerprint
 from ...tables.families import family_of
 from ...tables.fingerprint import fingerprint, same_checkpoint
-from ...tables.gate import Facts
+from ...tables.gate import SAMPLE_LENGTH, Facts
 from ...tables.model_check import check_facts
 from .attached import attached_names
 from .weights import as_in_any_format, network_weights
@@ -77,8 +79,31 @@ def check_no_cache(model: ModelPatcher) -> None:
 
 
 def _patches(model: ModelPatcher) -> dict[str, Any]:
+    """How many weights have LoRAs or other patches, how strong they are, and what they are known by."""
     strengths = sorted({float(patch[0]) for patches in model.patches.values() for patch in patches})
-    return {"weights": len(model.patches), "strengths": strengths}
+    facts = {"weights": len(model.patches), "strengths": strengths}
+    return facts | ({"content": _content(model.patches)} if model.patches else {})
+
+
+def _content(patches: Mapping[str, Sequence[tuple[Any, ...]]]) -> str:
+    """A hash of some numbers of every patch, whatever its kind; strengths and the order of loading play no part."""
+    content = hashlib.sha256()
+    for name in sorted(patches):
+        content.update(name.encode())
+        for one in sorted(b"".join(_some_numbers(patch)) for _, patch, *_ in patches[name]):
+            content.update(one)
+    return content.hexdigest()
+
+
+def _some_numbers(patch: Any) -> Iterator[bytes]:
+    """Of the tensors in a patch: an adapter's weights, or what lies in tuples."""
+    if isinstance(patch, torch.Tensor):
+        yield patch.detach().flatten()[:SAMPLE_LENGTH].float().cpu().numpy().tobytes()
+    elif isinstance(patch, (tuple, list)):
+        for each in patch:
+            yield from _some_numbers(each)
+    elif hasattr(patch, "weights"):
+        yield from _some_numbers(patch.weights)
 
 
 def check_model(theirs: Facts, model: ModelPatcher) -> list[str]:
@@ -99,3 +124,15 @@ def is_same(fingerprint: Facts, model: ModelPatcher, mine: Facts) -> bool | None
     if old_fingerprint.is_old(fingerprint):
         return old_fingerprint.is_of(fingerprint, network_weights(model))
     return same_checkpoint(fingerprint, mine["fingerprint"])
+
+
+def pixels_per_side(model: ModelPatcher) -> int | None:
+    """Of a picture, for each number along a side of its latent; None where this ComfyUI does not say.
+
+    Older ones do not; there latents of two dimensions and 4 or 16 channels stand for 8 × 8 pixels a number, but for
+    Stable Cascade's.
+    """
+    latent = model.model.latent_format
+    usual = latent.latent_dimensions == 2 and latent.latent_channels in (4, 16)
+    cascade = type(latent).__name__.startswith("SC_")
+    return getattr(latent, "spacial_downscale_ratio", 8 if usual and not cascade else None)

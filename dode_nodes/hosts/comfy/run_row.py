@@ -24,7 +24,8 @@ from ...tables.table import LambdaTable
 from .guiders import Guider, guidance_scale
 from .host_samplers import inpaint_options, same_function
 from .messages import remark
-from .model_facts import check_model
+from .model_facts import check_model, pixels_per_side
+from .own_lora import own_lora_remarks
 from .usage import check_solver_is_here
 
 _KEY = "dode_nodes"
@@ -60,7 +61,8 @@ def row_sampler(
             return x
         check_sigmas(sigmas)
         row = choose(sigmas)
-        remark(node_id, [*remarks, *usage_remarks(row, guidance_scale(guider), x)])
+        remarks = [*remarks, *own_lora_remarks(row, guider.model_patcher)]
+        remark(node_id, [*remarks, *_usage(row, guider, x)])
         solver = resolve(row.solver)
         settings = {"extra_args": extra_args} | handed | dict(row.solver_options)
         held = _held_by((extra_args or {}).get("denoise_mask"), guider, sigmas, extra_args or {})
@@ -132,6 +134,10 @@ def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None)
     return match.row
 
 
+def _usage(row: LambdaRow, guider: Guider, latent: torch.Tensor) -> list[str]:
+    return usage_remarks(row, guidance_scale(guider), latent, pixels_per_side(guider.model_patcher))
+
+
 def apply_to_model(
     model: ModelPatcher, table: LambdaTable, solver: str | None, node_id: str | None
 ) -> ModelPatcher:
@@ -158,7 +164,8 @@ def apply_to_model(
             remark(node_id, [f"λ is not applied, the stock sampler runs: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         handed = dict(zip(("callback", "noise", "latent_image", "denoise_mask"), args, strict=False)) | kwargs
-        remark(node_id, usage_remarks(match.row, guidance_scale(guider), handed["noise"]))
+        remarks = own_lora_remarks(match.row, guider.model_patcher)
+        remark(node_id, [*remarks, *_usage(match.row, guider, handed["noise"])])
         held = _held_by(handed.get("denoise_mask"), guider, sigmas, extra_args)
         run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row, held)
         with _corrected(guider, run):

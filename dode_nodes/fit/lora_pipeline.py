@@ -1,0 +1,266 @@
+"""From latents to rows with a LoRA of their own: the rows' fit, one run of the teacher, the training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ..errors import DodeError
+from ..sigmas import same_sigma
+from ..tables.describe import columns, number, percent
+from ..tables.gate import finite
+from ..tables.provenance import TrainedLora
+from ..tables.row import LambdaRow
+from .evaluator import Evaluator
+from .latents import Latents
+from .levenberg_marquardt import LeastSquaresProblem
+from .lora import Adapters, LoraRecipe, LoraTraining
+from .pipeline import Pipeline
+from .progress import Progress, Tell
+from .quality import start_schedule
+from .race import MakeSigmas, entrant_of
+from .teacher import Targets, Teacher, plan_teacher
+
+ADVISED = 5
+"""Evaluations, above which a LoRA hardly pays."""
+TEACHER = Teacher("dpmpp_2m", scale=2)
+TEACHER_STEPS = 20
+"""Of the schedule that the teacher's grid is made of: its end alone is followed, on many noises."""
+
+
+@dataclass(frozen=True)
+class LoraQuality:
+    """How much work it may be.
+
+    Attributes:
+        latents: noises, of which a quarter is held out.
+        iterations: for each row.
+    """
+
+    latents: int
+    iterations: int
+
+
+LORA_QUALITIES = {
+    "quick": LoraQuality(64, 100),
+    "good": LoraQuality(256, 400),
+    "best": LoraQuality(512, 1600),
+}
+"""Under the names that a fit has for the same choice (``quality``)."""
+
+
+@dataclass(frozen=True)
+class LoraCost:
+    """What it may come to, at most, in evaluations of one latent; a backward pass counts as two or three of them."""
+
+    rows: int
+    teacher: int
+    training: int
+    comparing: int
+
+    @property
+    def total(self) -> int:
+        """Of all."""
+        return self.rows + self.teacher + self.training + self.comparing
+
+    def __str__(self) -> str:
+        parts = [f"rows {self.rows}"] if self.rows else []
+        parts += [f"teacher {self.teacher}", f"training the LoRA {self.training}"]
+        return f"at most {self.total} evaluations: {', '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a row. All errors are RMS distances to the teacher's end on the latents held out of the training.
+
+    Attributes:
+        row: as it was before.
+        error_without: of the row alone.
+        error: with the LoRA, at its strength; None where it makes this row no better.
+        stock: of the best stock setting that the row's fit has found; None where it has found none.
+        latents: how many were held out.
+        strength: the LoRA's, one for all rows.
+    """
+
+    row: LambdaRow
+    error_without: float
+    error: float | None
+    stock: float | None
+    latents: int
+    strength: float
+
+    def named(self, content: str, name: str) -> LambdaRow:
+        """The row with the LoRA of this hash and file name as its own, if that makes it better."""
+        if self.error is None:
+            return self.row
+        trained = TrainedLora(content, self.strength, self.error, self.error_without, self.latents, name)
+        return replace(self.row, trained_lora=trained)
+
+
+class LoraPipeline:
+    """Trains one LoRA for rows of one or more numbers of steps.
+
+    It can be ended at any time, by an exception from ``progress``; ``rows`` and ``outcomes`` are what there is by then,
+    and the adapters are left as ``LoraTraining`` leaves them.
+
+    Args:
+        latents: to train on; the adapters act in their model.
+        rows: whose steps are trained for; or the distillation that makes them.
+        steps: evaluations of each row.
+        adapters: what learns; nothing so far.
+        recipe: how.
+        make_sigmas: the host's schedules.
+        flow: whether the model is a rectified flow.
+
+    Raises:
+        IneligibleSampler, DodeError: something cannot serve; before any evaluation.
+
+    Attributes:
+        cost: of all, known before.
+        remarks: what to know before it starts, one line each.
+        rows: that are trained for, once they are known.
+        outcomes: what came of them, once it is known.
+        losses, stopped_at: see ``LoraTraining``.
+    """
+
+    def __init__(
+        self,
+        latents: Latents,
+        rows: Sequence[LambdaRow] | Pipeline,
+        steps: Sequence[int],
+        adapters: Adapters,
+        recipe: LoraRecipe,
+        make_sigmas: MakeSigmas,
+        *,
+        flow: bool,
+    ) -> None:
+        self._latents, self._adapters, self._recipe, self._make_sigmas = (
+            latents,
+            adapters,
+            recipe,
+            make_sigmas,
+        )
+        self._steps = list(steps)
+        self._distillation = rows if isinstance(rows, Pipeline) else None
+        self.rows: list[LambdaRow] = [] if isinstance(rows, Pipeline) else list(rows)
+        self.outcomes: list[Outcome] = []
+        self.losses: list[float] = []
+        self.stopped_at: int | None = None
+        schedule = make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, False)
+        for row in self.rows:
+            if not same_sigma(float(row.sigmas[0]), float(schedule[0])):
+                raise DodeError(
+                    f"choose a row that begins at σ = {float(schedule[0]):.6g}, as this model's teacher does: "
+                    f"{row.label} begins at {row.sigmas[0]:.6g}"
+                )
+        self._teacher = plan_teacher(latents, schedule, replace(TEACHER, flow=flow))
+        self.cost = LoraCost(
+            rows=0 if self._distillation is None else self._distillation.cost.total,
+            teacher=self._teacher.cost,
+            training=recipe.cost(latents, self._steps),
+            comparing=sum(self._steps) * len(latents.held_out),
+        )
+        self.remarks = [] if self._distillation is None else list(self._distillation.remarks)
+        if max(self._steps) > ADVISED:
+            self.remarks.append(
+                f"above {ADVISED} steps a LoRA hardly pays: the row alone comes about as near, at no training"
+            )
+
+    def run(self, progress: Progress | Tell | None = None) -> list[Outcome]:
+        """All of it.
+
+        Args:
+            progress: told after every evaluation; what it raises ends the work.
+        """
+        cost = self.cost
+        with Progress.of(progress, cost.total) as work:
+            fitting, teaching, training, comparing = work.split(
+                cost.rows, cost.teacher, cost.training, cost.comparing
+            )
+            self._adapters.strength = 0.0
+            if self._distillation is not None:
+                with fitting:
+                    self._distillation.run(fitting)
+                self.rows = best_rows(self._distillation.rows, self._steps)
+            targets = self._teacher(teaching)
+            lora = LoraTraining(targets, self.rows, self._adapters, self._recipe)
+            try:
+                lora.run(training)
+            finally:
+                self.losses, self.stopped_at = lora.losses, lora.stopped_at
+                self.outcomes = self._outcomes(lora)
+            strength, self._adapters.strength = self._adapters.strength, 0.0
+            try:
+                with comparing:
+                    evaluator = Evaluator(comparing)
+                    errors = [self._error_of_stock(each.row, targets, evaluator) for each in self.outcomes]
+            finally:
+                self._adapters.strength = strength
+            pairs = zip(self.outcomes, errors, strict=True)
+            self.outcomes = [replace(each, stock=error) for each, error in pairs]
+        return self.outcomes
+
+    @property
+    def helps(self) -> bool:
+        """Whether the LoRA makes a row better."""
+        return any(each.error is not None for each in self.outcomes)
+
+    def report(self) -> str:
+        """What came of it, in words, with a line for each row."""
+        first, *_ = self.outcomes
+        what = (
+            f"with the LoRA at strength {first.strength:g}" if self.helps else "the LoRA makes no row better"
+        )
+        lines = [
+            *columns([_HEADS, *map(_line, self.outcomes)]),
+            "",
+            f"RMS distance to the teacher on {first.latents} latents that the LoRA was not trained on; {what}.",
+        ]
+        if self.stopped_at is not None:
+            lines.append(
+                f"The training ended at batch {self.stopped_at}, where numbers were not finite any more: try a smaller "
+                "learning rate."
+            )
+        return "\n".join(lines)
+
+    def _outcomes(self, lora: LoraTraining) -> list[Outcome]:
+        """None, where the training was ended before it had looked at the latents held out."""
+        best, held = lora.best, len(self._latents.held_out)
+        return [
+            Outcome(row, alone, error if error < alone else None, None, held, best.strength)
+            for row, alone, error in zip(self.rows, lora.errors_without, best.errors, strict=False)
+        ]
+
+    def _error_of_stock(self, row: LambdaRow, targets: Targets, evaluator: Evaluator) -> float | None:
+        if row.best_stock is None:
+            return None
+        latents, sigma = self._latents, float(row.sigmas[0])
+        found = entrant_of(row.best_stock, row.nfe, sigma, self._make_sigmas, latents.lender)
+        if found is None:
+            return None
+        problem = LeastSquaresProblem(targets, latents.held_out, evaluator, "the best stock setting")
+        return finite(problem.trial(found.student).error)
+
+
+_HEADS = ("evaluations", "best stock", "row", "row with the LoRA", "change")
+
+
+def _line(outcome: Outcome) -> tuple[str, ...]:
+    error, alone = outcome.error, outcome.error_without
+    change = "no gain" if error is None else percent(error, alone)
+    return str(outcome.row.nfe), number(outcome.stock), number(alone), number(error), change
+
+
+def best_rows(rows: Sequence[LambdaRow], steps: Sequence[int]) -> list[LambdaRow]:
+    """For each number of evaluations the row that is nearest to its teacher.
+
+    Raises:
+        DodeError: there is none for one of them.
+    """
+    found = []
+    for n in steps:
+        serving = [row for row in rows if row.nfe == n]
+        if not serving:
+            raise DodeError(f"there is no row of {n} evaluation{'s' if n > 1 else ''} to train a LoRA for")
+        found.append(min(serving, key=LambdaRow.error_from))
+    return found

@@ -1,0 +1,197 @@
+"""Distill LoRA in the real ComfyUI, on one of its own networks, whose weights a loader node has made."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dode_nodes import DodeError, LambdaRow, LambdaTable
+from dode_nodes.fit.lora_pipeline import LORA_QUALITIES, LoraPipeline, LoraQuality
+from dode_nodes.fit.progress import Progress
+from dode_nodes.tables.lora_file import content_hash, factors_of
+from tests.hosts.comfy.tiny_networks import UNET, real
+from tests.toys import Interrupted
+
+pytestmark = pytest.mark.comfyui
+
+
+def prompt(seed: int) -> list[list[Any]]:
+    return [[torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+@pytest.fixture
+def model(pack: SimpleNamespace) -> Any:
+    """A small U-Net of SD 1.5's, as a loader node leaves it: in inference mode, and ready to learn."""
+    import comfy.supported_models
+
+    patcher = real(comfy.supported_models.SD15, UNET)
+    for module in patcher.model.modules():
+        for name, weight in list(module.named_parameters(recurse=False)):
+            setattr(module, name, nn.Parameter(weight.detach().clone()))
+    assert all(weight.is_inference() for weight in patcher.model.parameters())
+    return patcher
+
+
+@pytest.fixture
+def table(model: Any) -> LambdaTable:
+    """Rows of one and two steps."""
+    from dode_nodes.hosts.comfy.job import schedules_of
+    from dode_nodes.hosts.comfy.model_facts import model_facts
+
+    make_sigmas = schedules_of(model)
+    rows = []
+    for steps, weights in ((1, [0.0]), (2, [0.0, 0.2])):
+        sigmas = make_sigmas("karras", steps, True).double().numpy()
+        rows.append(LambdaRow("euler", sigmas, (1,) * steps, np.array(weights)))
+    return LambdaTable(rows, model=model_facts(model))
+
+
+@pytest.fixture
+def train(pack: SimpleNamespace, run_node: Any, lambdas_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The node, on little."""
+    monkeypatch.setattr("dode_nodes.fit.lora_pipeline.TEACHER_STEPS", 4)
+    monkeypatch.setattr("dode_nodes.hosts.comfy.lora_job.TEACHER_STEPS", 4)
+    monkeypatch.setitem(LORA_QUALITIES, "quick", LoraQuality(4, 6))
+    asked = {
+        "positive": prompt(1), "negative": prompt(2), "cfg": 2.0, "latent": {"samples": torch.zeros(1, 4, 8, 8)},
+        "steps": "2", "quality": "quick", "rank": 2, "learning_rate": 3e-3, "batch_size": 2, "seed": 3,
+        "save_name": "mine",
+    }  # fmt: skip
+    return lambda **changes: run_node(pack.DistillLora, **(asked | changes))
+
+
+def sampled(model: Any, row: LambdaRow) -> torch.Tensor:
+    import comfy.sample
+
+    from dode_nodes.hosts.comfy.run_row import row_sampler
+
+    latent = torch.zeros(4, 4, 8, 8)
+    return comfy.sample.sample_custom(
+        model, comfy.sample.prepare_noise(latent, 77), 2.0, row_sampler(lambda _: row),
+        torch.tensor(row.sigmas, dtype=torch.float32), prompt(1), prompt(2), latent, disable_pbar=True,
+    )  # fmt: skip
+
+
+def by_the_teacher(model: Any) -> torch.Tensor:
+    import comfy.sample
+    import comfy.samplers
+
+    from dode_nodes.hosts.comfy.job import schedules_of
+
+    latent = torch.zeros(4, 4, 8, 8)
+    return comfy.sample.sample_custom(
+        model, comfy.sample.prepare_noise(latent, 77), 2.0, comfy.samplers.sampler_object("dpmpp_2m"),
+        schedules_of(model)("karras", 12, False), prompt(1), prompt(2), latent, disable_pbar=True,
+    )  # fmt: skip
+
+
+def nearer(one: torch.Tensor, other: torch.Tensor, goal: torch.Tensor) -> bool:
+    return bool((one - goal).square().mean() < (other - goal).square().mean())
+
+
+def assert_no_hooks(model: Any) -> None:
+    assert not any(module._forward_hooks for module in model.model.modules())
+
+
+def loaded(model: Any, lora: dict[str, torch.Tensor], strength: float) -> Any:
+    """By ComfyUI's own loader."""
+    import comfy.sd
+
+    return comfy.sd.load_lora_for_models(model, None, lora, strength, 0)[0]
+
+
+def test_with_the_lora_loaded_rows_end_nearer_to_the_teacher_and_nothing_is_left_on_the_model(
+    model: Any, table: LambdaTable, train: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    before = {name: weight.clone() for name, weight in model.model.state_dict().items()}
+    alone = sampled(model, table.rows[1])
+    lora, loss, batches, named, summary = train(model=model, table=table, steps="1, 2")
+    assert len(loss["loss"]) == batches == 12
+    assert sum(loss["loss"][-4:]) < sum(loss["loss"][:4])
+    assert [line.split()[0] for line in summary.splitlines()[1:3]] == ["1", "2"]
+    row = named.rows[1]
+    assert replace(row, trained_lora=None) == table.rows[1]
+    assert row.trained_lora.content == content_hash(factors_of(lora))
+    assert f"{row.trained_lora.error:#.3g}" in summary
+
+    assert torch.equal(sampled(model, table.rows[1]), alone)
+    assert all(torch.equal(model.model.state_dict()[name], weight) for name, weight in before.items())
+    assert_no_hooks(model)
+    assert model.patches == {}
+
+    on = loaded(model, lora, row.trained_lora.strength)
+    assert nearer(sampled(on, row), alone, by_the_teacher(model))
+    caplog.clear()
+    sampled(on, row)
+    assert "LoRA" not in caplog.text
+    sampled(model, row)
+    assert "is not on the model" in caplog.text
+
+
+def test_it_is_trained_for_the_model_with_its_other_loras(model: Any, table: LambdaTable, train: Any) -> None:
+    state = {}
+    for name, weight in model.model.state_dict().items():
+        if name.endswith("proj_in.weight"):
+            key = name.replace("diffusion_model.", "lora_unet_").removesuffix(".weight").replace(".", "_")
+            state |= {f"{key}.lora_up.weight": torch.full((len(weight), 1), 0.2),
+                      f"{key}.lora_down.weight": torch.full((1, weight[0].numel()), 0.2)}  # fmt: skip
+    styled = loaded(model, state, 1.0)
+    lora, _, _, named, _ = train(model=styled, table=table)
+    row, goal = named.rows[1], by_the_teacher(styled)
+    assert not torch.allclose(goal, by_the_teacher(model), atol=1e-3)
+    both = loaded(styled, lora, row.trained_lora.strength)
+    assert nearer(sampled(both, row), sampled(styled, row), goal)
+
+
+def test_stopped_it_leaves_the_best_so_far_in_files(
+    model: Any, table: LambdaTable, train: Any, lambdas_folder: Path, tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    import folder_paths
+    from safetensors.torch import load_file
+
+    from dode_nodes.hosts.comfy.reporter import ProgressReporter
+
+    loras = tmp_path_factory.mktemp("loras")
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(loras)])
+    tell = ProgressReporter.__call__
+
+    def ending(self: ProgressReporter, progress: Progress) -> None:
+        if progress.done > 0.8 * progress.total:
+            raise Interrupted
+        tell(self, progress)
+
+    monkeypatch.setattr(ProgressReporter, "__call__", ending)
+    with pytest.raises(Interrupted):
+        train(model=model, table=table)
+    (lora,) = loras.iterdir()
+    assert lora.name == "mine-partial.safetensors"
+    (saved,) = lambdas_folder.glob("mine-partial-*.safetensors")
+    trained = LambdaTable.load(saved).rows[1].trained_lora
+    assert (trained.content, trained.name) == (content_hash(factors_of(load_file(lora))), lora.name)
+    assert_no_hooks(model)
+
+
+def test_what_cannot_be_is_said_before_anything_is_evaluated(
+    model: Any, table: LambdaTable, train: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(LoraPipeline, "run")
+    sigmas = table.rows[1].sigmas * np.array([0.5, 1, 1])
+    lower = LambdaTable([LambdaRow("euler", sigmas, (1, 1), np.zeros(2))], model=table.model)
+    for changes, words in (
+        ({"steps": "3"}, "no row of 3 evaluations"),
+        ({"steps": "two"}, "steps must be numbers"),
+        ({"latent": {"samples": torch.ones(1, 4, 8, 8)}}, "Empty Latent"),
+        ({"table": replace(table, model={"family": "sdxl"})}, "another kind of model"),
+        ({"table": lower}, "begins at σ"),
+    ):
+        with pytest.raises(DodeError, match=words):
+            train(**({"model": model, "table": table} | changes))
+    assert_no_hooks(model)
