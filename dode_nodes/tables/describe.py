@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from .choice import asked_steps, part_for_steps
+from .choice import asked_steps, cfg_range, part_for_steps, steps_text
 from .free_outputs import GAUSSIAN, START
 from .gate import is_number
 from .provenance import IPNDM, PLAIN, PLAIN_SOLVER, ROW_GIVEN, StockSetting
@@ -177,6 +177,15 @@ def headline(row: LambdaRow) -> str | None:
     if (count := unseen.stock_needs) is not None:
         needs = f", which needs {count if count <= 2 * row.nfe else f'more than {2 * row.nfe}'} for it"
     return f"{what}: {how} the slow sampler's pictures than {rival}{needs}"
+
+
+def held_text(table: LambdaTable) -> str:
+    """What it holds, in one line: numbers of steps, and the guidance that they were made at."""
+    scales = [scale for row in table.rows for scale in cfg_range(row) if scale is not None]
+    if not scales:
+        return steps_text(table.rows)
+    ends = dict.fromkeys([min(scales), max(scales)])
+    return f"{steps_text(table.rows)}, made at cfg {' to '.join(f'{scale:g}' for scale in ends)}"
 
 
 def rows_told(table: LambdaTable) -> list[LambdaRow]:

@@ -14,12 +14,21 @@ from dode_nodes.tables.describe import (
     amount,
     headline,
     headlines,
+    held_text,
     row_text,
     summary_text,
     table_json,
     table_text,
 )
-from dode_nodes.tables.provenance import Distances, HeldOutErrors, Lora, Origin, StockSetting, Unseen
+from dode_nodes.tables.provenance import (
+    Distances,
+    HeldOutErrors,
+    Lora,
+    Origin,
+    StockSetting,
+    TrainedLora,
+    Unseen,
+)
 from dode_nodes.tables.row import MAX_EVALUATIONS
 from tests.tables import rows
 from tests.tables.rows import row_of
@@ -143,12 +152,25 @@ def test_the_stock_setting_and_the_loras() -> None:
     stock = StockSetting("dpmpp_2m", "karras", 0.125, 16, discard_penultimate=True)
     text = row_text(
         row_of(
-            best_stock=stock, loras=[Lora("01234567" * 8, 0.8, "a.safetensors")], settings={"x": "\x1b[2J"}
+            best_stock=stock,
+            loras=[Lora("01234567" * 8, 0.8, "a.safetensors")],
+            settings={"x": "\x1b[2J"},
+            trained_lora=TrainedLora("89abcdef" * 8, 0.75, 0.0625, 0.125, 12, "own.safetensors"),
         )
     )
     assert "best stock setting: dpmpp_2m, karras without the penultimate σ, 0.125 on 16 latents" in text
     assert "with the LoRA 01234567 a.safetensors at 0.8" in text
+    assert "a LoRA of its own, 89abcdef own.safetensors at 0.75: error 0.0625 with it, 0.125 without" in text
     assert "settings: x \N{REPLACEMENT CHARACTER}[2J" in text
+
+
+def test_what_a_table_holds_is_a_line() -> None:
+    one = row_of()
+    assert held_text(LambdaTable([one])) == "this table has 3 steps"
+    two = row_of(sigmas=(8.0, 4.0, 0.0), settings={"cfg": 4})
+    wide = row_of(settings={"cfg": 7, "cfg_range": [3, 7]})
+    assert held_text(LambdaTable([two])) == "this table has 2 steps, made at cfg 4"
+    assert held_text(LambdaTable([two, wide])) == "this table has 2 and 3 steps, made at cfg 3 to 7"
 
 
 def test_the_headline_is_of_latents_of_its_own_and_says_where_it_loses() -> None:
@@ -162,7 +184,9 @@ def test_the_headline_is_of_latents_of_its_own_and_says_where_it_loses() -> None
     assert "1.9 times farther from the slow sampler's pictures than plain euler" in str(
         headline(told(0.19, 0.1))
     )
-    assert headline(told(0.101, 0.1)) == "3 evaluations: as near to the slow sampler's pictures as plain euler"
+    assert (
+        headline(told(0.101, 0.1)) == "3 evaluations: as near to the slow sampler's pictures as plain euler"
+    )
     assert headline(row_of(error=0.1)) is None
     assert headline(told(0.0, 0.1)) is None
     text = row_text(told(0.1, 0.19, **best))

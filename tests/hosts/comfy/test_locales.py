@@ -67,3 +67,15 @@ def test_help_pages_pictures_exist():
     for page in DOCS.glob("*.md"):
         for picture in re.findall(r"!\[[^\]]*\]\(([^)]+)\)", page.read_text(encoding="utf-8")):
             assert (DOCS / picture).is_file(), f"{page.name}: {picture}"
+
+
+def test_chinese_help_pages_have_the_parts_of_the_english_ones():
+    """If not, translate what has changed."""
+    headings, items, pictures = r"^#+(?= )", r"^ *(?:-|\d+\.)(?= )", r"!\[[^\]]*\]\(([^)]+)\)"
+    assert {path.parent.name for path in DOCS.glob("*/zh.md")} == {path.stem for path in DOCS.glob("*.md")}
+    for page in DOCS.glob("*.md"):
+        english_page = page.read_text(encoding="utf-8")
+        chinese_page = (DOCS / page.stem / "zh.md").read_text(encoding="utf-8")
+        for part in (headings, items, pictures):
+            theirs, ours = (re.findall(part, text, re.MULTILINE) for text in (chinese_page, english_page))
+            assert theirs == ours, page.name

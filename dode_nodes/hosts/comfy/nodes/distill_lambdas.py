@@ -93,8 +93,8 @@ class DistillLambdas(io.ComfyNode):
                 io.Image.Output(
                     "report",
                     display_name="report",
-                    tooltip="λ over σ, and the error after each step compared with stock. For refined rows: σ and "
-                    "the error at each stage.",
+                    tooltip="How far the best stock sampler and D-ODE end from the slow sampler. Below: λ over σ, "
+                    "and the error after each step; for refined rows σ, and the error at each stage.",
                 ),
                 io.Latent.Output(
                     "teacher_latents",

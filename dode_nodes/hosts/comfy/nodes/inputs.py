@@ -22,6 +22,7 @@ Table = io.Custom("LAMBDA_TABLE")
 
 _ALIASES: Mapping[str, Sequence[str]] = {
     "DODE_DistillLambdas": ("few steps", "fast", "speed", "refine", "solver", "distill", "teacher"),
+    "DODE_DistillLoRA": ("train LoRA", "few steps", "lightning", "turbo", "distill"),
     "DODE_KSampler": ("few steps", "fast", "speed", "sampler", "solver", "img2img"),
     "DODE_ApplyLambdas": ("few steps", "fast", "speed", "patch model"),
     "DODE_Sampler": ("few steps", "fast", "solver"),

@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from ....errors import DodeError
 from ....tables import plots
 from ....tables.code import from_code, to_code
-from ....tables.describe import table_text
+from ....tables.describe import held_text, table_text
 from ....tables.table import LambdaTable
 from .. import auto_table, table_files
 from ..messages import remark, show_text
@@ -65,16 +65,18 @@ class LoadLambdas(io.ComfyNode):
         """Load, or choose."""
         node_id = cls.hidden.unique_id
         if name != AUTO:
-            table = table_files.load(name)
+            table, why = table_files.load(name), []
             auto_table.keep(table)
-            remark(node_id, [] if model is None else check_model(table.model, model))
         elif model is None:
             raise DodeError(
                 "connect the model to choose a table for, or pick a table by its name in place of auto"
             )
         else:
-            table, why = choose_and_note(cls, model, preset=preset, family_match=family_match)
-            remark(node_id, [why, *check_model(table.model, model)])
+            table, reason = choose_and_note(cls, model, preset=preset, family_match=family_match)
+            why = [reason]
+        remarks = [] if model is None else check_model(table.model, model)
+        remark(node_id, remarks)
+        show_text(node_id, "; ".join([*why, *remarks, held_text(table)]))
         return io.NodeOutput(table)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -51,6 +52,12 @@ def test_the_demo_models_tables_come_with_the_pack(dode):
     assert shipped <= set(table_files.names())
     for name in shipped:
         assert dode.run(dode.pack.LoadLambdas, name=name)[0].rows
+
+
+def test_the_node_says_what_the_table_holds(dode, on_the_node):
+    dode.run(dode.pack.LoadLambdas, name="demo_eps.safetensors")
+    (line,) = on_the_node
+    assert re.fullmatch(r"this table has (\d+, )+\d+ and \d+ steps, made at cfg 2", line)
 
 
 def test_a_table_is_shown_as_a_picture_and_in_words(dode, drawn):

@@ -55,7 +55,7 @@ def test_a_refined_row_is_sampled_as_the_library_samples_it(kind, make_model, do
     assert refined.error_from() < greedy.error_from()
     assert "refined end to end from euler" in summary
     errors = [rms(result["samples"], teacher["samples"]) * LATENT_SCALE for result in (by_stock, by_dode)]
-    assert errors == pytest.approx([refined.errors.stock, refined.error_from()], rel=1e-3)
+    assert errors == pytest.approx([refined.best_stock.error, refined.error_from()], rel=1e-3)
 
     result = dode.ksampler(model, table, empty(3), steps=4)
     torch.testing.assert_close(result, by_the_library(refined, kind) / LATENT_SCALE, rtol=1e-4, atol=1e-4)
@@ -208,7 +208,7 @@ def test_another_checkpoint_guidance_or_size_is_remarked_once(make_model, dode, 
     (line,) = [record.getMessage() for record in caplog.records if "D-ODE" in record.getMessage()]
     assert "another checkpoint" in line
     assert "distilled at cfg 2, this is cfg 6" in line
-    assert "latent size 4×4, this is 16×16" in line
+    assert "distilled at 32×32, this is 128×128" in line
 
 
 def test_a_solver_that_this_comfyui_lacks_is_named(make_model, dode):
