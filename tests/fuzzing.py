@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import gc
 import io
 import json
 import math
@@ -24,7 +25,9 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -65,23 +68,39 @@ DTYPES = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X
 SECONDS = 1.0
 
 
-def seeds() -> list[tuple[dict[str, Any], dict[str, np.ndarray]]]:
-    """Valid tables of all kinds: their JSON and arrays."""
-    tables = [
+def tables() -> list[LambdaTable]:
+    """Valid ones of all kinds, and each of their rows alone: small ones are quick, so that there can be many."""
+    whole = [
         LambdaTable.load(path) for path in sorted(FILES.glob("*.safetensors")) if "ends" not in path.stem
     ]
-    tables += [LambdaTable([row_of(error=0.1), refined_row()], {"family": "sdxl", "channels": 4})]
+    whole += [LambdaTable([row_of(error=0.1), refined_row()], {"family": "sdxl", "channels": 4})]
+    return whole + [replace(table, rows=[row]) for table in whole for row in table.rows]
+
+
+def seeds() -> list[tuple[str, dict[str, np.ndarray]]]:
+    """Of valid tables: their JSON and arrays."""
     return [
         (
-            {"model": dict(table.model), "rows": [row.to_json() for row in table.rows]},
+            json.dumps({"model": dict(table.model), "rows": [row.to_json() for row in table.rows]}),
             {
                 f"rows.{i}.{name}": array
                 for i, row in enumerate(table.rows)
                 for name, array in row.arrays().items()
             },
         )
-        for table in tables
+        for table in tables()
     ]
+
+
+def code_seeds() -> list[tuple[bytes, bytes]]:
+    """Of valid codes of one row: their JSON, and the bytes that follow it."""
+    found = []
+    for table in tables():
+        if len(table.rows) == 1:
+            payload = code._packed(table, [])[1 : -code._SUM_BYTES]
+            end = 2 + int.from_bytes(payload[:2], "little")
+            found.append((payload[2:end], payload[end:]))
+    return found
 
 
 class Mutator:
@@ -90,48 +109,43 @@ class Mutator:
     def __init__(self, seed: int) -> None:
         self._random = random.Random(seed)  # noqa: S311
         self._seeds = seeds()
+        self._codes = code_seeds()
 
     def file(self) -> bytes:
         """The bytes of a file; most are well-formed up to the checks of what is in it."""
         facts, arrays = self._mutated()
         version = self._random.choice(["2"] * 8 + ["1", "3"])
-        content = _file_of(facts, arrays, version, self._entry if self._often(0.1) else None)
-        return self._flipped(content) if self._often(0.2) else content
+        content = _file_of(facts, arrays, version, self._entry if self.often(0.1) else None)
+        return self._flipped(content) if self.often(0.2) else content
 
     def code(self) -> str:
         """A code, most of them with a sum that is right."""
-        facts, arrays = self._random.choice(self._seeds)
-        one = self._random.randrange(len(facts["rows"]))
-        own = {
-            name.split(".", 2)[2]: array for name, array in arrays.items() if name.startswith(f"rows.{one}.")
-        }
-        row = LambdaRow.from_json(dict(facts["rows"][one]), own)
-        payload = code._packed(LambdaTable([row], facts["model"]), [])[1 : -code._SUM_BYTES]
-        length = int.from_bytes(payload[:2], "little")
-        short, numbers = json.loads(payload[2 : 2 + length]), payload[2 + length :]
-        if self._often(0.8):
+        text, numbers = self._random.choice(self._codes)
+        if self.often(0.8):
+            short = json.loads(text)
             self._change(short, self._random.randint(1, 3))
-        if self._often(0.3):
+            text = json.dumps(short).encode()
+        if self.often(0.3):
             numbers = self._flipped(numbers)
-        text = json.dumps(short).encode()
         payload = b"\1" + (len(text) % 2**16).to_bytes(2, "little") + text + numbers
         sealed = code._MARK + code._base62(payload + code._sum(payload))
-        if self._often(0.1):
+        if self.often(0.1):
             at = self._random.randrange(len(sealed))
             sealed = sealed[:at] + self._random.choice("0zλ \n-") + sealed[at + self._random.randint(0, 2) :]
         return sealed
 
     def mutated_bytes(self, content: bytes) -> bytes:
         """A change of any bytes, for atheris: by their structure if they have one."""
-        return self._flipped(content) if content and self._often(0.5) else self.file()
+        return self._flipped(content) if content and self.often(0.5) else self.file()
 
-    def _often(self, share: float) -> bool:
+    def often(self, share: float) -> bool:
+        """True for this share of the calls."""
         return self._random.random() < share
 
     def _mutated(self) -> tuple[Any, dict[str, np.ndarray]]:
-        facts, arrays = self._random.choice(self._seeds)
-        facts, arrays = json.loads(json.dumps(facts)), dict(arrays)
-        if self._often(0.7):
+        text, arrays = self._random.choice(self._seeds)
+        facts, arrays = json.loads(text), dict(arrays)
+        if self.often(0.7):
             self._change(facts, self._random.randint(1, 3))
         for _ in range(self._random.randint(0, 2)):
             name = self._random.choice(list(arrays))
@@ -147,12 +161,12 @@ class Mutator:
                 if not keys:
                     break
                 key = self._random.choice(keys)
-                if isinstance(place[key], (dict, list)) and place[key] and self._often(0.8):
+                if isinstance(place[key], (dict, list)) and place[key] and self.often(0.8):
                     place = place[key]
                     continue
-                if self._often(0.15):
+                if self.often(0.15):
                     del place[key]
-                elif isinstance(place, dict) and self._often(0.1):
+                elif isinstance(place, dict) and self.often(0.1):
                     place[self._random.choice(["x", "requires", "loras", "credit", "errors", "\u202e"])] = (
                         self._odd()
                     )
@@ -347,22 +361,30 @@ def main() -> int:
 def _guided(what: str, seed: int, arguments: list[str]) -> int:
     import atheris
 
-    mutator = Mutator(seed)
+    mutator, watch = Mutator(seed), Watch()
+    for each in gc.get_objects():
+        if isinstance(each, FunctionType) and str(each.__module__).startswith("dode_nodes.tables"):
+            atheris.instrument_func(each)
 
     def one(content: bytes) -> None:
-        with contextlib.suppress(TableError):
-            if what == "codes":
-                code.from_code(content.decode(errors="replace"))
-            else:
-                LambdaTable.from_bytes(content)
+        if what == "codes":
+            watch(code.from_code, content.decode(errors="replace"))
+        else:
+            watch(LambdaTable.from_bytes, content)
+        if not watch.is_clean:
+            raise RuntimeError(f"{watch}\n{watch.failures}")  # libFuzzer keeps the input
+        if watch.counts["inputs"] % 10_000 == 0:  # it ends the process without a word of ours
+            print(f"{what}, atheris, seed {seed}: {watch}", flush=True)
 
     def mutate(content: bytes, most: int, seed: int) -> bytes:
+        if mutator.often(0.2):
+            return atheris.Mutate(content, most)
         made = mutator.code().encode() if what == "codes" else mutator.mutated_bytes(content)
         return made[:most]
 
-    atheris.instrument_all()
-    atheris.Setup([sys.argv[0], "-max_len=65536", *arguments], one, custom_mutator=mutate)
-    atheris.Fuzz()
+    with watch.on_rows():
+        atheris.Setup([sys.argv[0], "-max_len=65536", *arguments], one, custom_mutator=mutate)
+        atheris.Fuzz()
     return 0
 
 

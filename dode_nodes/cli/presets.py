@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,8 @@ _PAGE = "README.md"
 _BESIDE = (".png", ".md")
 _MOST_BYTES = 512 * 2**10
 """Of a contribution's file."""
+Named = tuple[str, LambdaTable]
+"""A table, and its file's name in the folder."""
 _MARKDOWN = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>&~$])")
 
 
@@ -76,8 +79,37 @@ def _index(options: argparse.Namespace) -> int:
         print(f"{bad} of the files are bad: no page was written", file=sys.stderr)
         return 1
     if not options.check:
-        publish.publish(options.folder / _PAGE, page(tables).encode(), overwrite=True)
+        publish.publish(
+            options.folder / _PAGE, page(_listed(tables, options.folder)).encode(), overwrite=True
+        )
     return 0
+
+
+def _listed(tables: Sequence[Named], folder: Path) -> list[Named]:
+    """Without those that git does not keep: what the pack's page lists is trusted, and others may lie there, too.
+
+    Raises:
+        DodeError: it is the pack's own folder, and no git is here that knows it.
+    """
+    kept = _kept_by_git(folder)
+    if kept is None and folder.resolve() == LAMBDAS:
+        raise DodeError("write the pack's page in a git checkout of it, or give another folder")
+    left_out = [name for name, _ in tables if kept is not None and name not in kept]
+    if left_out:
+        print(
+            f"not on the page, for git does not keep them (git add): {', '.join(left_out)}", file=sys.stderr
+        )
+    return [each for each in tables if each[0] not in left_out]
+
+
+def _kept_by_git(folder: Path) -> set[str] | None:
+    """The files in a folder; None where there is no git, or none that knows the folder."""
+    command = ["git", "-c", "core.fsmonitor=false", "-C", str(folder), "ls-files", "-z"]
+    try:
+        found = subprocess.run(command, capture_output=True, check=True)  # noqa: S603
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return set(os.fsdecode(found.stdout).split("\0"))
 
 
 def _import(options: argparse.Namespace) -> int:
@@ -162,7 +194,7 @@ def _unknown(table: LambdaTable) -> bool:
     return any(whole) or any(facts.keys() - known.keys() for facts, known in facts)
 
 
-def page(tables: Sequence[tuple[str, LambdaTable]]) -> str:
+def page(tables: Sequence[Named]) -> str:
     """The tables of a folder, a line for each row, as Markdown. Words of strangers are text in it."""
     lines = [
         "# λ tables",

@@ -3,7 +3,8 @@
 The sampler's next state is affine in the corrections of the evaluation before it.
 With x⁰ that state for the fixed part of the corrections, x^p for direction p added, and x* the
 teacher's state at the same σ, the coefficients θ minimise ‖x⁰ + Σ_p θ_p (x^p − x⁰) − x*‖² over the
-latents. For D-ODE (Kim et al. 2024, Eq. 13 and 14) there is one direction, and θ is λ.
+latents. For D-ODE (Kim et al. 2024, Eq. 13 and 14) there is one direction, and θ is λ: the minimum among those that a
+table can hold is then the nearest of them.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..sampling.denoiser import Denoiser
 from ..sampling.probe import Queries
+from ..tables.gate import LARGEST_WEIGHT
 from .latents import in_order
 from .runs import Recording
 from .teacher import Targets
@@ -81,6 +83,8 @@ def fit_greedily(
         gram, right, size = (in_order(batches, parts)[fitted].numpy() for parts in columns)
         rounding = torch.finfo(targets.latents.dtype).eps ** 2 * size.sum()
         theta, errors, determined = _least_squares(gram, right, rounding)
+        if len(theta) == 1:
+            theta = theta.clip(-LARGEST_WEIGHT, LARGEST_WEIGHT)
         fit.corrections[k, : k + 1] = sum((t * d for t, d in zip(theta, directions, strict=True)), start=base)
         fit.coefficients.append(theta)
         fit.standard_errors.append(errors)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -216,7 +217,9 @@ class Refinement:
         parts: list[tuple[str, Callable[[Student], Student]]] = [("with the start", with_start)]
         if ends is not None:
             parts.append(("in bands", partial(in_bands, bands=BANDS)))
-            parts.append(("with a Gaussian denoiser", partial(with_gaussian, prior=fitted_prior(ends))))
+            with suppress(DodeError):  # of numbers that no table holds
+                prior = fitted_prior(ends)
+                parts.append(("with a Gaussian denoiser", partial(with_gaussian, prior=prior)))
         for what, widened in parts:
             student = widened(self._kept[1])
             if student is self._kept[1]:  # a row given that has it already
@@ -241,7 +244,8 @@ class Refinement:
             self._most_unseen = min(self._most_unseen, _HARM * unseen)
         wider = _width(played.student) > _width(self._kept[1])
         needed, most = (1 - _PAYS, self._kept_unseen) if wider else (1.0, self._most_unseen)
-        if stage.distance < self._least * needed and unseen <= most:
+        nearer = stage.distance < self._least * needed and unseen <= most
+        if nearer and self._family.holds(name, played.student):
             self._kept, self._least, self._kept_unseen = (name, played.student), stage.distance, unseen
         return stage
 

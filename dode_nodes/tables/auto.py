@@ -14,7 +14,7 @@ from .choice import NEAR_CFG, NEAR_SIZE, asked_steps, cfg_range
 from .families import family_of
 from .fingerprint import same_checkpoint
 from .gate import Facts
-from .model_check import KINDS, same_range
+from .model_check import KINDS, compared_patches, same_range
 from .row import LambdaRow
 from .shelf import Shelf
 from .table import LambdaTable
@@ -67,6 +67,14 @@ class NoTable(DodeError):
         self.distrusted = distrusted
 
 
+class _Ranked(NamedTuple):
+    """A table that would do; the smaller the rank, the better. ``checkpoint`` is whether it was made for this one."""
+
+    rank: tuple[float, ...]
+    table: LambdaTable
+    checkpoint: bool | None
+
+
 def pin_of(table: LambdaTable) -> str:
     """A table's name and digits of its hash: enough to find it, and no other."""
     return f"{table.name} {table.sha256[:_PIN_DIGITS]}".strip()
@@ -82,23 +90,27 @@ def choose(shelf: Shelf, trust: Trust, wanted: Wanted, same: SameCheckpoint | No
         NoTable: says what to do.
     """
     same = same or _by_samples(wanted.model)
-    ranked, distrusted, lacking = [], [], []
-    for number, (path, table) in enumerate(shelf.likely(wanted.model, wanted.steps)):
-        if not _is_possible(table.model, wanted.model):
-            continue
-        checkpoint = same(table.model.get("fingerprint", {}))
-        if checkpoint is not True and not wanted.family:
-            continue
-        rows = [row for row in table.rows if _serves(row, wanted)]
-        if not rows:
-            lacking.append(table)
-        elif table.sha256 not in trust:
-            distrusted.append(path)
-        else:
-            ranked.append((_rank(table, rows, wanted, checkpoint), number, table, checkpoint))
+    ranked: list[_Ranked] = []
+    distrusted, lacking = [], []
+    for some in shelf.likely(wanted.model, wanted.steps, wanted.solver, wanted.cfg):
+        for path, table in some:
+            if not _is_possible(table.model, wanted.model):
+                continue
+            checkpoint = same(table.model.get("fingerprint", {}))
+            if checkpoint is not True and not wanted.family:
+                continue
+            rows = [row for row in table.rows if _serves(row, wanted)]
+            if not rows:
+                lacking.append(table)
+            elif table.sha256 not in trust:
+                distrusted.append(path)
+            else:
+                ranked.append(_Ranked(_rank(table, rows, wanted, checkpoint), table, checkpoint))
+        if ranked:
+            break
     if not ranked:
         raise NoTable(_nothing(wanted, distrusted, lacking), distrusted)
-    _, _, table, checkpoint = min(ranked, key=lambda each: each[:2])
+    _, table, checkpoint = min(ranked, key=lambda each: each.rank)  # the first of equals
     return Chosen(table, _why(table, wanted, checkpoint))
 
 
@@ -147,15 +159,12 @@ def _serves(row: LambdaRow, wanted: Wanted) -> bool:
 
 def _rank(
     table: LambdaTable, rows: list[LambdaRow], wanted: Wanted, checkpoint: bool | None
-) -> tuple[bool, bool, bool, float, float]:
+) -> tuple[float, ...]:
     """Smaller is better. Of the rows, the nearest in guidance and size counts."""
     theirs, mine = table.model, wanted.model
-    patched = (
-        None not in (theirs.get("patches"), mine.get("patches")) and theirs["patches"] != mine["patches"]
-    )
     shifted = None not in (theirs.get("shift"), mine.get("shift")) and theirs["shift"] != mine["shift"]
     distances = ((_cfg_distance(row, wanted.cfg), _size_distance(row, wanted.size)) for row in rows)
-    return checkpoint is not True, patched, shifted, *min(distances)
+    return checkpoint is not True, compared_patches(theirs, mine), shifted, *min(distances)
 
 
 def _cfg_distance(row: LambdaRow, cfg: float | None) -> float:

@@ -125,7 +125,7 @@ def _unpacked(payload: bytes) -> LambdaTable:
         count, ascending = facts.get("a", [0, 0])
     except TableError:
         raise
-    except (UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError):
+    except (KeyError, TypeError, ValueError, AttributeError):
         raise DodeError("it is not laid out as it should be") from None
     if not isinstance(rows, list):
         raise DodeError("it has no rows")

@@ -92,6 +92,8 @@ def same_checkpoint(a: Facts, b: Facts) -> bool | None:
     """
     if not a.get("samples") or not b.get("samples"):
         return None
+    if a == b:  # mostly, and comparing takes 50 ms
+        return True
     ascending = max(a.get("ascending", 0), b.get("ascending", 0))
     x, y = (torch.tensor(each["samples"], dtype=torch.float32) for each in (a, b))
     x, y = (each[_telling(each, ascending)] for each in (x, y))

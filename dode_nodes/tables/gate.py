@@ -22,7 +22,8 @@ Check = Callable[[Any], bool]
 
 LARGEST_NUMBER = 65_504
 """float16's largest. No network's σ comes near it, and no number of a latent."""
-_LARGEST_WEIGHT = 1_000
+LARGEST_WEIGHT = 1_000
+"""|λ|, and the sum of the |weights| of one evaluation."""
 _MOST_DIGITS = 2**63
 _LONGEST_LINE = 200
 _LONGEST_TEXT = 10_000
@@ -97,6 +98,11 @@ def _not_negative(check: Check) -> Check:
     return lambda value: check(value) and value >= 0
 
 
+def _digits(count: int) -> Check:
+    """The first of a hash, or all: hexadecimal, in lower case."""
+    return lambda value: isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{count}}}", value) is not None
+
+
 _any_number = _optional(is_number)
 
 SETTINGS: Mapping[str, Check] = {
@@ -128,7 +134,7 @@ SETTINGS: Mapping[str, Check] = {
 
 MODEL: Mapping[str, Check] = {
     "name": is_line,
-    "autov2": lambda value: isinstance(value, str) and re.fullmatch("[0-9a-f]{10}", value) is not None,
+    "autov2": _digits(10),
     "kind": is_name,
     "family": is_name,
     "prediction_type": is_name,
@@ -145,7 +151,7 @@ MODEL: Mapping[str, Check] = {
             "more_values": _list_of(_any_number),
         }
     ),
-    "patches": _object_of({"weights": is_count, "strengths": _list_of(is_number)}),
+    "patches": _object_of({"weights": is_count, "strengths": _list_of(is_number), "content": _digits(64)}),
 }
 """What is known of a table's model."""
 
@@ -293,9 +299,9 @@ def check_weights(weights: np.ndarray, form: str) -> None:
     else:
         with np.errstate(over="ignore"):
             largest = np.abs(weights).sum(axis=-1).reshape(-1, weights.shape[-2]).sum(axis=0).max(initial=0)
-    if largest > _LARGEST_WEIGHT:
+    if largest > LARGEST_WEIGHT:
         what = "λ" if form == "lambda" else "the weights of one evaluation together"
-        raise DodeError(f"{what} must be at most {_LARGEST_WEIGHT:g}; got {largest:g}")
+        raise DodeError(f"{what} must be at most {LARGEST_WEIGHT:g}; got {largest:g}")
 
 
 def shortened(value: Any) -> str:

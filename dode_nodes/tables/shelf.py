@@ -1,13 +1,16 @@
 """The tables in some folders, as a choice among them needs them: every file is opened once, most are never parsed.
 
-A first look at a file takes no more than reading it: it finds which families and numbers of steps are written in the
-header, and whether samples of the model's weights are. Only the likeliest files are then loaded and checked.
+A first look at a file takes no more than reading it: it finds which families, solvers, numbers of steps, guidance and
+patches are written in the header, and whether samples of the model's weights are. Only the likeliest files are then
+loaded and checked.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -24,10 +27,15 @@ from .table import LambdaTable
 
 _FAMILY = b'\\"family\\": \\"'
 _STEPS = re.compile(rb'\\"(?:steps|evaluations)\\": ?(?:([0-9]{1,4})|\[([0-9, ]{1,1200})\])')
+_SOLVERS = re.compile(rb'\\"solver\\": ?\\"([^"\\]{1,102})\\"')
+_CFG = re.compile(rb'\\"cfg(?:_range)?\\": ?\[?([0-9.e+-]{1,24})(?:, ?([0-9.e+-]{1,24})\])?')
+_PATCHES = re.compile(rb'\\"patches\\": ?(\{[^{}]{0,4000}\})')
+_SAMPLES_BEGIN = b'\\"samples\\": ['
 _LONGEST_FAMILY = 101
-_MOST_LOADED = 12
-"""Of the tables of a family, for one choice."""
+_ROUND = 12
+"""Tables of a family that are loaded at once for a choice."""
 _MOST_KEPT = 64
+"""Loaded tables; so many are looked at for a choice at most, so that the next one opens none."""
 _SAMPLES = 4
 _DEEPEST = 8
 
@@ -47,6 +55,9 @@ class _File:
     Attributes:
         families: that are named in it; empty where none is found, so that it must be loaded to know.
         steps: numbers of steps that its rows may have.
+        solvers: that its rows may serve.
+        cfgs: guidance that its rows may have been made with.
+        patches: on its model, as they are written.
         holds: by model, whether samples of the model's weights are in it.
         sha256: of its table, once that has been loaded.
         failed: why it could not be read.
@@ -55,6 +66,9 @@ class _File:
     stamp: _Stamp
     families: frozenset[str] = frozenset()
     steps: frozenset[int] = frozenset()
+    solvers: frozenset[bytes] = frozenset()
+    cfgs: tuple[float, ...] = ()
+    patches: bytes = b""
     holds: dict[str, bool] = field(default_factory=dict)
     sha256: str = ""
     failed: str = ""
@@ -80,12 +94,14 @@ class Shelf:
         seen = "\n".join(f"{path} {each.stamp}" for path, each in self._files.items())
         return hashlib.sha256(seen.encode(errors="surrogatepass")).hexdigest()
 
-    def likely(self, model: Facts, steps: int | None) -> list[tuple[Path, LambdaTable]]:
-        """Tables that may be for this model, likeliest first; of very many, the first.
+    def likely(
+        self, model: Facts, steps: int | None = None, solver: str | None = None, cfg: float | None = None
+    ) -> Iterator[list[tuple[Path, LambdaTable]]]:
+        """Tables that may be for this model, likeliest first, some at a time; of very many, the first.
 
         Args:
             model: facts about it, as a table keeps them.
-            steps: that a row should have.
+            steps, solver, cfg: that a row should have, serve and have been made with.
         """
         self._look()
         family, marks = model.get("family"), _marks(model)
@@ -94,13 +110,17 @@ class Shelf:
             if not file.read or (key not in file.holds and _may_be(file, family)):
                 self._read(path, file, family, key, marks)
         paths = [path for path, file in self._files.items() if not file.failed and _may_be(file, family)]
-        paths.sort(key=lambda path: self._unlikely(self._files[path], key, steps))
-        if (
-            len(paths) > _MOST_LOADED
-        ):  # comparing weights takes longer than reading: then those that have these will do
-            paths = [path for path in paths if self._files[path].holds[key]] or paths
-        tables = ((path, self._table(path)) for path in paths[:_MOST_LOADED])
-        return [(Path(path), table) for path, table in tables if table is not None]
+        patches = _quoted(model.get("patches"))
+
+        def unlikely(path: str) -> tuple[bool, bool, bool, float]:
+            file = self._files[path]
+            able = steps in (None, *file.steps) and solver in (None, *map(_name, file.solvers))
+            return not able, not file.holds.get(key), file.patches != patches, _cfg_distance(file.cfgs, cfg)
+
+        paths.sort(key=unlikely)
+        for some in _rounds(paths, lambda path: unlikely(path)[:2]):
+            tables = ((path, self._table(path)) for path in some)
+            yield [(Path(path), table) for path, table in tables if table is not None]
 
     def by_hash(self, digits: str, name: str) -> tuple[Path, LambdaTable] | None:
         """The table whose hash begins so; a file of this name, without ending, is looked at first."""
@@ -145,21 +165,64 @@ class Shelf:
             file.read, file.failed = True, str(error)
             return
         file.read = True
-        named = (part[:_LONGEST_FAMILY].partition(b"\\")[0] for part in header.split(_FAMILY)[1:])
+        words = _without_samples(header)
+        named = (part[:_LONGEST_FAMILY].partition(b"\\")[0] for part in words.split(_FAMILY)[1:])
         file.families = frozenset(family_of(name.decode(errors="replace")) for name in named)
         if not _may_be(file, family):
             return
         file.steps = frozenset(
-            int(one) if one else many.count(b",") + 1 for one, many in _STEPS.findall(header)
+            int(one) if one else many.count(b",") + 1 for one, many in _STEPS.findall(words)
         )
+        file.solvers = frozenset(_SOLVERS.findall(words))
+        file.cfgs = tuple(filter(None, map(_number, itertools.chain(*_CFG.findall(words)))))
+        found = _PATCHES.search(words)
+        file.patches = b"" if found is None else found[1]
         file.holds[key] = any(mark in header for mark in marks)
 
-    def _unlikely(self, file: _File, key: str, steps: int | None) -> tuple[bool, bool]:
-        return not file.holds.get(key), steps is not None and steps not in file.steps
+
+def _without_samples(header: bytes) -> bytes:
+    """Most of a header are samples of weights."""
+    before, found, after = header.partition(_SAMPLES_BEGIN)
+    return before + after[max(after.find(b"\\"), 0) :] if found else header
 
 
 def _may_be(file: _File, family: Any) -> bool:
     return not file.families or family in file.families
+
+
+def _rounds(paths: list[str], kind: Callable[[str], Any]) -> Iterator[list[str]]:
+    """Some at a time. Few are all looked at; of many only one kind at once, for comparing weights takes long."""
+    if len(paths) <= _ROUND:
+        yield paths
+        return
+    for _, alike in itertools.groupby(paths[:_MOST_KEPT], kind):
+        these = list(alike)
+        yield from (these[i : i + _ROUND] for i in range(0, len(these), _ROUND))
+
+
+def _cfg_distance(cfgs: Sequence[float], cfg: float | None) -> float:
+    """To the nearest, as a ratio's logarithm."""
+    if cfg is None or cfg <= 0:
+        return 0.0
+    return min((abs(math.log(each / cfg)) for each in cfgs), default=0.0)
+
+
+def _number(text: bytes) -> float | None:
+    """If it is one, and positive."""
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if 0 < value < math.inf else None
+
+
+def _name(text: bytes) -> str:
+    return text.decode(errors="replace")
+
+
+def _quoted(facts: Any) -> bytes:
+    """As a header has it: JSON within JSON."""
+    return json.dumps(json.dumps(facts))[1:-1].encode()
 
 
 def _marks(model: Facts) -> list[bytes]:

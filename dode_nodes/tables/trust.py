@@ -14,12 +14,17 @@ from .table import LambdaTable
 
 _MOST_BYTES = 4 * 2**20
 _HASH = re.compile(r"[0-9a-f]{64}")
+_LISTED = re.compile(r"^- .*: `([0-9a-f]{64})`$", re.MULTILINE)
+"""A line of the page that ``python -m dode_nodes index`` writes."""
 
 
 def shipped_hashes(page: Path) -> frozenset[str]:
-    """Of the tables that a page of the pack lists; nothing where there is no such page."""
+    """Of the tables that a page of the pack lists; nothing where there is no such page.
+
+    Only of its own lines for them: the names of models on it are strangers' words.
+    """
     try:
-        return frozenset(_HASH.findall(page.read_text(encoding="utf-8")))
+        return frozenset(_LISTED.findall(page.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
         return frozenset()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import re
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,34 @@ def test_the_page_has_a_line_for_each_row_and_the_hashes(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines() == [
         "plain.safetensors: OK", f"community/dream-{table.sha256[:8]}.safetensors: OK",
     ]  # fmt: skip
+
+
+def test_what_git_does_not_keep_is_not_on_the_page_and_so_not_trusted(tmp_path, capsys):
+    kept, other = LambdaTable([ROW], MODEL), LambdaTable([replace(ROW, weights=0.5 * ROW.weights)], MODEL)
+    folder = tmp_path / "lambdas"
+    folder.mkdir()
+    contribute(folder, kept)
+    for arguments in (["init", "-q"], ["add", "-A"]):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    path = contribute(folder, other)
+    assert main(["index", str(folder)]) == 0
+    assert shipped_hashes(folder / "README.md") == {kept.sha256}
+    assert f"git does not keep them (git add): community/{path.name}" in capsys.readouterr().err
+
+
+def test_the_packs_own_page_is_written_in_a_checkout_only(tmp_path, monkeypatch, capsys):
+    contribute(tmp_path, LambdaTable([ROW], MODEL))
+    monkeypatch.setattr(presets, "LAMBDAS", tmp_path)
+    monkeypatch.setenv("PATH", "")
+    assert main(["index"]) == 2
+    assert "in a git checkout" in capsys.readouterr().err
+    assert not (tmp_path / "README.md").exists()
+
+
+def test_a_hash_in_the_name_of_a_model_is_not_trusted(tmp_path):
+    table = LambdaTable([ROW], MODEL | {"name": f"- x: `{'0' * 64}`"})
+    (tmp_path / "README.md").write_text(presets.page([("a.safetensors", table)]))
+    assert shipped_hashes(tmp_path / "README.md") == {table.sha256}
 
 
 def test_strangers_words_are_text_in_the_page():

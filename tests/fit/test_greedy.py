@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -14,6 +15,7 @@ from dode_nodes.fit.runs import Recording, Run
 from dode_nodes.sampling.denoiser import DodeDenoiser
 from dode_nodes.sampling.probe import probe_student
 from dode_nodes.sampling.solvers import SOLVERS
+from dode_nodes.tables.gate import LARGEST_WEIGHT
 from tests.oracles import two_peaks
 from tests.toys import karras, latents
 
@@ -72,6 +74,17 @@ def test_first_lambda_by_hand(prediction):
     pull = (moved * residual).flatten(1).sum(1)
     expected = float(pull.square().sum().sqrt() / moved.square().sum())
     assert found.standard_errors[1] == pytest.approx(expected, rel=1e-8)
+
+
+def test_a_lambda_that_no_table_holds_is_the_nearest_that_one_does():
+    """It is found after hours of work, beside others."""
+    targets = anywhere(latents(8))
+    free = lambdas(fit(targets=targets))
+    far = replace(targets, states={s: [1e5 * x for x in each] for s, each in targets.states.items()})
+    held = lambdas(fit(targets=far))
+    assert np.abs(free).max() < LARGEST_WEIGHT
+    assert abs(held[0]) == LARGEST_WEIGHT
+    assert np.abs(held).max() <= LARGEST_WEIGHT
 
 
 @pytest.mark.parametrize("prediction", ["noise", "data"])

@@ -32,6 +32,7 @@ from dode_nodes import (
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.fit.scope import FEW_LATENTS, JACOBIANS
 from dode_nodes.sampling.solvers import SOLVERS, sample_dpm_2, sample_euler
+from dode_nodes.tables.gate import LARGEST_WEIGHT
 from dode_nodes.tables.provenance import HeldOutErrors
 from tests.oracles import Gaussian, two_peaks
 from tests.toys import (
@@ -179,6 +180,18 @@ def test_the_plain_solver_comes_back_as_such_where_nothing_is_nearer(solver, own
     assert not refined.weights.any()
     assert refined.error_from() == refined.errors.stock < 1e-12
     assert None not in refined.errors.dode
+
+
+def test_weights_that_no_table_holds_are_dropped():
+    """They are found after hours of work: the best of the others is kept."""
+    targets, _ = begun_on_eight()
+    far = replace(targets, states={s: [1e4 * x for x in each] for s, each in targets.states.items()})
+    row = distill(far, SIGMAS)
+    assert np.abs(row.weights).max() <= LARGEST_WEIGHT
+    refined = refine(far, row)
+    stages = refined.report["refined"]["stages"]
+    assert refined.report["refined"]["kept"] != min(stages, key=lambda stage: stage["distance"])["stage"]
+    assert refined.errors.dode[0] <= row.errors.dode[0]
 
 
 def test_harmful_weights_are_dropped():

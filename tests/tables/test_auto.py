@@ -14,11 +14,12 @@ from dode_nodes.errors import DodeError
 from dode_nodes.tables import auto, safefile
 from dode_nodes.tables.auto import Wanted, choose, pin_of, pinned
 from dode_nodes.tables.fingerprint import fingerprint
-from dode_nodes.tables.provenance import HeldOutErrors
+from dode_nodes.tables.model_check import check_facts
+from dode_nodes.tables.provenance import HeldOutErrors, Origin
 from dode_nodes.tables.shelf import Shelf
 from dode_nodes.tables.table import LambdaTable
-from dode_nodes.tables.trust import Trust
-from tests.tables.rows import row_of
+from dode_nodes.tables.trust import Trust, shipped_hashes
+from tests.tables.rows import BEGAN, row_of
 
 
 def marks(seed: int, dtype: torch.dtype = torch.float32) -> dict:
@@ -116,6 +117,57 @@ BETTER = {
 }  # fmt: skip
 
 
+def patches(content: str | None, strength: float = 1.0, weights: int = 9) -> dict:
+    """Of LoRAs or other patches on a model; what they are known by is one letter 64 times."""
+    known = {} if content is None else {"content": content * 64}
+    return {"patches": {"weights": weights, "strengths": [strength]} | known}
+
+
+@pytest.mark.parametrize(
+    ("worse", "better"),
+    [
+        (patches("b"), patches("a")),
+        (patches("b"), patches("a", 0.5)),
+        (patches("a", 0.5), patches("a")),
+        (patches(None), patches("a", 0.5)),
+        (patches("b"), patches(None)),
+        (patches(None, 0.5), patches(None)),
+        (patches("b"), {"patches": None}),
+    ],
+    ids=str,
+)
+def test_loras_are_told_by_what_is_in_them_then_by_their_strengths(folder, worse, better):
+    """And if that is not known, by how many weights they are on."""
+    model = MODEL | patches("a")
+    for name, each in (("a", worse), ("z", better)):
+        table = LambdaTable(
+            [row_of(weights=np.full(3, ord(name) / 1000), settings=SETTINGS)],
+            {key: value for key, value in (MODEL | each).items() if value is not None},
+        )
+        table.save(folder.path / f"{name}.safetensors")
+        folder.trust.add(table)
+    assert folder.choose(model=model).table.name == "z"
+
+
+@pytest.mark.parametrize(
+    ("theirs", "remark"),
+    [
+        (patches("a"), None),
+        (patches("a", 0.5), "the same LoRAs or patches at other strengths"),
+        (patches("b"), "different LoRAs"),
+        (patches("a", weights=8), "the same LoRAs"),
+        (patches(None), None),
+        (patches(None, weights=8), "different LoRAs"),
+        ({}, None),
+    ],
+    ids=str,
+)
+def test_other_loras_and_other_strengths_are_said(theirs, remark):
+    told = check_facts(theirs, MODEL | patches("a"), True)
+    assert len(told) == (remark is not None)
+    assert remark is None or remark in told[0]
+
+
 @pytest.mark.parametrize(("worse", "better"), BETTER.values(), ids=BETTER)
 def test_what_counts_in_this_order(folder, worse, better):
     model = MODEL | {"shift": 1.0}
@@ -152,6 +204,14 @@ def test_steps_and_solver_must_be_there(folder):
     assert folder.choose(steps=None, cfg=None, size=None).table == five  # by name, among equals
 
 
+def test_a_refined_table_is_taken_for_any_solver_and_for_the_one_that_it_began_with(folder):
+    refined = folder.put("refined", weights=np.tri(3), form="history", origin=Origin("refined", **BEGAN))
+    for solver in (None, "euler", BEGAN["solver"]):
+        assert folder.choose(solver=solver).table == refined
+    with pytest.raises(DodeError, match="with 3 steps for heun"):
+        folder.choose(solver="heun")
+
+
 # --- Trust --------------------------------------------------------------------------------------------
 
 
@@ -175,6 +235,20 @@ def test_shipped_tables_are_trusted(tmp_path):
     table = LambdaTable([row_of()])
     assert table.sha256 in Trust(tmp_path / "none", frozenset({table.sha256}))
     assert table.sha256 not in Trust(tmp_path / "none")
+
+
+def test_a_table_is_noted_once(tmp_path):
+    trust, table = Trust(tmp_path / "trusted.txt"), LambdaTable([row_of()])
+    for _ in range(2):
+        trust.add(table)
+    assert (tmp_path / "trusted.txt").read_text() == f"{table.sha256}\n"
+
+
+@pytest.mark.parametrize("content", [None, b"\xff"])
+def test_a_page_that_cannot_be_read_lists_nothing(tmp_path, content):
+    if content is not None:
+        (tmp_path / "README.md").write_bytes(content)
+    assert shipped_hashes(tmp_path / "README.md") == frozenset()
 
 
 def test_what_cannot_be_noted_is_no_failure(tmp_path, caplog):
@@ -274,6 +348,43 @@ def test_folders_below_are_looked_through(folder):
     below.mkdir(parents=True)
     os.replace(folder.path / "mine.safetensors", below / "mine.safetensors")
     assert folder.choose().table == mine
+
+
+@pytest.mark.parametrize(
+    ("others", "asked"),
+    [
+        ({"settings": {"cfg": 1.0}}, {}),
+        ({"settings": {"steps": 4}}, {}),
+        ({"solver": "heun", "evaluations": (2, 2, 1), "weights": None}, {"solver": "euler"}),
+        ({"model": {"patches": {"weights": 9, "strengths": [1.0]}}}, {}),
+        ({"model": {"fingerprint": marks(1)}}, {}),
+        ({"trusted": False}, {}),
+        ({"model": {"fingerprint": marks(1)}, "trusted": False}, {}),
+    ],
+    ids=str,
+)
+def test_the_best_is_found_behind_many_others_and_no_file_is_opened_for_the_next_choice(
+    folder, others, asked, opened
+):
+    content = folder.put("a", **others)
+    for i in range(40):
+        content.save(folder.path / f"b{i}.safetensors")
+    mine = folder.put("z-mine")
+    assert folder.choose(**asked).table == mine
+    opened.clear()
+    assert folder.choose(**asked).table == mine
+    assert not opened
+
+
+def test_of_hundreds_that_will_not_do_few_are_loaded_and_the_next_choice_opens_none(folder, opened):
+    content = folder.put("a", trusted=False)
+    for i in range(200):
+        content.save(folder.path / f"b{i}.safetensors")
+    for _ in range(2):
+        opened.clear()
+        with pytest.raises(DodeError, match="pick the λ table a, b0, b1 once"):
+            folder.choose()
+    assert not opened
 
 
 def test_two_thousand_files_are_opened_once_and_then_not_again(folder, opened):

@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from dode_nodes.errors import DodeError
-from dode_nodes.tables.choice import part_for_steps, rows_of, steps_of
+from dode_nodes.tables.choice import cfg_range, part_for_steps, rows_of, steps_of
+from dode_nodes.tables.free_outputs import FreeOutputs
 from dode_nodes.tables.provenance import PLAIN, HeldOutErrors, Origin
 from dode_nodes.tables.remarks import steps_remarks
 from dode_nodes.tables.table import LambdaTable
@@ -64,6 +65,18 @@ def test_a_part_is_run_by_the_plain_solver_where_that_is_nearer():
     assert not part.row.weights.any()
     assert part_for_steps(LambdaTable([row, eight(0.3, last_four=0.1)]), 8, 0.5).row.error_from(4) == 0.1
     assert part_for_steps(table, 8, denoise=0).row is row
+    nearer = replace(row, errors=replace(row.errors, stock=0.01))
+    assert part_for_steps(LambdaTable([nearer]), 8).row is nearer  # of a whole the fit has decided
+
+
+def test_a_free_first_step_is_run_with_the_whole_alone():
+    row = row_of(
+        weights=np.zeros((1, 3, 4)), form="history", free=FreeOutputs(True, True, None),
+        origin=Origin("refined", "euler", {}, (8.0, 2.0, 0.0)),
+    )  # fmt: skip
+    table = LambdaTable([row])
+    assert [part_for_steps(table, 2, denoise)[1] for denoise in (1.0, 0.5)] == [0, 2]
+    assert [part_for_steps(table, 2, denoise).evaluations for denoise in (1.0, 0.5)] == [2, 1]
 
 
 def test_a_part_that_is_given_by_its_sigmas_is_run_by_the_plain_solver_where_that_is_nearer():
@@ -80,7 +93,7 @@ def test_where_guidance_is_too_strong_for_refined_rows_others_are_taken():
     greedy = row_of(error=0.2, settings={"cfg": 2.0})
     refined = refined_row(errors=HeldOutErrors(4, (0.1, None, None)), settings={"cfg": 2.0})
     both, alone = LambdaTable([greedy, refined]), LambdaTable([refined])
-    for cfg, expected in ((None, refined), (0.5, refined), (3.0, refined), (4.0, greedy)):
+    for cfg, expected in ((None, refined), (0.5, refined), (3.0, refined), (3.2, refined), (3.3, greedy)):
         assert part_for_steps(both, 3, cfg=cfg).row is expected
     part = part_for_steps(alone, 3, cfg=4.0)
     assert (part.row.origin.kind, part.row.solver, part.start) == (PLAIN, "ipndm", 0)
@@ -88,6 +101,15 @@ def test_where_guidance_is_too_strong_for_refined_rows_others_are_taken():
     assert part_for_steps(LambdaTable([greedy, ranged]), 3, cfg=8.0).row is ranged
     unknown = replace(refined, settings={})
     assert part_for_steps(LambdaTable([unknown]), 3, cfg=99.0).row is unknown
+
+
+def test_the_range_of_guidance_is_that_of_the_row_or_the_one_number_it_was_made_with():
+    for settings, known in (
+        ({"cfg": 2.0, "cfg_range": [1.5, 7.0]}, (1.5, 7.0)),
+        ({"cfg": 2.0}, (2.0, 2.0)),
+        ({}, (None, None)),
+    ):
+        assert cfg_range(row_of(settings=settings)) == known
 
 
 @pytest.mark.parametrize(
@@ -144,6 +166,11 @@ def test_only_rows_of_the_solver():
 
 
 def test_a_table_without_rows_of_so_many_steps_says_what_it_has():
+    rows = [row_of(sigmas=EIGHT), row_of(), row_of(sigmas=FOUR), row_of(sigmas=FOUR)]
+    with pytest.raises(DodeError, match=r"than 5: this table has 3, 4 and 8 steps$"):
+        part_for_steps(LambdaTable(rows), 5)
+    with pytest.raises(DodeError, match=r"than 5: this table has 1 step$"):
+        part_for_steps(LambdaTable([row_of(sigmas=(1.0, 0.0))]), 5)
     with pytest.raises(DodeError, match="another number of steps than 5: this table has 8 steps"):
         part_for_steps(LambdaTable([eight(0.1)]), 5)
 

@@ -152,6 +152,7 @@ def test_what_is_too_long_is_to_be_shared_as_a_file():
         ("DODE1", "incomplete, or a character of it is wrong"),
         ("DODE10", "incomplete"),
         ("DODE1" + "z" * 1896, "at most 1900 characters, this text has 1901"),
+        ("DODE1" + "z" * 1895, "incomplete"),
         ("x" * 100_001, "at most 1900 characters"),
         ("DODE2abc", "begins with DODE2, and this version reads DODE1: update"),
         ("DODE1ab-c", "other characters than letters and digits"),
@@ -173,9 +174,9 @@ def test_a_mistyped_code_is_noticed():
                 from_code(wrong)
 
 
-def sealed(payload: bytes) -> str:
+def sealed(payload: bytes, first: bytes = b"\1") -> str:
     """A code with a sum that is right, whatever is in it."""
-    payload = b"\1" + payload
+    payload = first + payload
     return code._MARK + code._base62(payload + code._sum(payload))
 
 
@@ -211,6 +212,8 @@ def test_no_number_is_left_over():
     table = LambdaTable([row_of()])
     payload = code._packed(table, [])[1 : -code._SUM_BYTES]
     assert from_code(sealed(payload)).sha256 == table.sha256
+    with pytest.raises(TableError, match="incomplete"):
+        from_code(sealed(payload, first=b"\2"))
     with pytest.raises(TableError, match="too many numbers"):
         from_code(sealed(payload + bytes(8)))
     with pytest.raises(TableError, match="too few numbers"):

@@ -41,7 +41,18 @@ def test_counts(value, yes):
 
 
 @pytest.mark.parametrize(
-    "name", ["euler", "of another pack", "euler, refined", "res_2s/ode", "λ", "<mine>", "<lambda>", "x" * 100]
+    "name",
+    [
+        "euler",
+        "of another pack",
+        "euler, refined",
+        "res_2s/ode",
+        "λ",
+        "<mine>",
+        "<lambda>",
+        "x" * 100,
+        f"<{'x' * 100}>",
+    ],
 )
 def test_names(name):
     assert gate.is_name(name)
@@ -59,6 +70,9 @@ def test_names(name):
         "<img src=x onerror=alert(1)>",
         "<script>alert(1)</script>",
         "<two words>",
+        "<mine",
+        "mine>",
+        f"<{'x' * 101}>",
         "a<b>",
         "a & b",
         'a"b',
@@ -81,7 +95,13 @@ def test_no_names(name):
 
 
 def test_texts_are_short_and_steer_nothing():
-    for text in ("<any> words\n" * 100, "", "日本 שלום \N{ZERO WIDTH JOINER}", "\N{GRINNING FACE}"):
+    for text in (
+        "<any> words\n" * 100,
+        "x" * 10_000,
+        "",
+        "日本 שלום \N{ZERO WIDTH JOINER}",
+        "\N{GRINNING FACE}",
+    ):
         assert gate.is_text(text)
     steering = [
         chr(7),
@@ -150,6 +170,7 @@ KNOWN = {
             ],
             [
                 *(None, "89cb", [], {"layout": 3}, {"layout": None}, {"values": ["0.1"]}, {"values": 0.1}),
+                *({"more_values": ["1.5"]}, {"more_values": 1.5}),
                 *(
                     {"samples": None},
                     {"samples": [0.5]},
@@ -165,8 +186,11 @@ KNOWN = {
             ],
         ),
         "patches": (
-            [{}, {"weights": 722, "strengths": [0.5, 1]}],
-            [None, 722, {"weights": "722"}, {"strengths": ["1"]}, {"strengths": 1}],
+            [{}, {"weights": 722, "strengths": [0.5, 1]}, {"content": "0f" * 32}],
+            [
+                *(None, 722, {"weights": "722"}, {"strengths": ["1"]}, {"strengths": 1}),
+                *({"content": "0f" * 31}, {"content": "0F" * 32}, {"content": 3}, {"content": None}),
+            ],
         ),
     },
     "REPORT": {
@@ -197,6 +221,7 @@ KNOWN = {
                 {"stages": [{"stage": "\x1b[2J"}]},
                 {"stages": [{"stage": "x", "fitted_error": "y"}]},
                 {"stages": [{"stage": "x", "held_out_error": []}]},
+                {"stages": [{"stage": "x", "distance": "y"}]},
                 {"stages": [{"stage": "x", "evaluations": 10**999}]},
                 {"stages": [{"stage": "x"}] * 1001},
             ],
@@ -258,6 +283,14 @@ def test_facts_can_be_walked_through(opening, closing):
                 gate.json_object(facts, "settings")
 
 
+def test_what_is_nested_too_deeply_for_python_is_refused():
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(DodeError, match="settings cannot be stored as JSON"):
+        gate.json_object({"x": deep}, "settings")
+
+
 def test_numbers_are_copied_and_read_only():
     given_ = np.array([1, 2], "f4")
     copy = gate.numbers(given_, "it")
@@ -298,3 +331,45 @@ def test_what_is_no_schedule_is_refused(sigmas):
     gate.check_schedule(np.array([2.0, 1, 0]), "it")
     with pytest.raises(DodeError, match=r"^it must descend to 0, with no value repeated$"):
         gate.check_schedule(np.array(sigmas, float), "it")
+
+
+def test_sigmas_and_numbers_are_at_most_float16s_largest():
+    gate.check_schedule(np.array([65_504.0, 1, 0]), "it")
+    gate.check_size(np.array([65_504.0, -65_504.0]), "it")
+    gate.check_size(np.empty(0), "it")
+    for check, values in ((gate.check_schedule, [65_504.1, 1, 0]), (gate.check_size, [0, -65_504.1])):
+        with pytest.raises(DodeError, match=r"^it must (be|have numbers of) at most 65,504"):
+            check(np.array(values), "it")
+
+
+def test_sigmas_descend_in_single_precision():
+    gate.check_schedule(np.array([2.0, 2 - 2**-22, 0]), "it")
+    with pytest.raises(DodeError, match="no value repeated in single precision"):
+        gate.check_schedule(np.array([2.0, 2 - 2**-30, 0]), "it")
+
+
+@pytest.mark.parametrize(
+    ("weights", "form", "fits"),
+    [
+        ([1000.0, -1000.0], "lambda", True),
+        ([0.0, -1000.1], "lambda", False),
+        ([[600.0, 0], [-600, 400]], "history", True),
+        ([[600.0, 0], [-600, 400.1]], "history", False),
+        ([[[600.0, 0], [0, 0]], [[0, 400], [0, 0]]], "history", True),
+        ([[[600.0, 0], [0, 0]], [[0, 400.1], [0, 0]]], "history", False),
+        ([[1e308, 0], [1e308, 1e308]], "history", False),
+    ],
+)
+def test_weights_are_at_most_a_thousand(weights, form, fits):
+    """λ each; of a history the sum for one evaluation, over all bands."""
+    if fits:
+        gate.check_weights(np.array(weights), form)
+    else:
+        with pytest.raises(DodeError, match="must be at most 1000; got"):
+            gate.check_weights(np.array(weights), form)
+
+
+def test_what_is_shown_of_a_value_is_short():
+    assert gate.shortened("x" * 58) == f'"{"x" * 58}"'
+    assert len(gate.shortened("x" * 59)) == 58
+    assert gate.shortened("\u202eλ") == '"\\u202e\\u03bb"'

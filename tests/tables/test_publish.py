@@ -152,6 +152,21 @@ def test_what_killed_processes_left_is_removed_once_it_is_old(tmp_path):
     assert sorted(os.listdir(tmp_path)) == sorted([young.name, "a", "mine.part"])
 
 
+def test_what_another_process_has_just_finished_is_no_failure(tmp_path, monkeypatch):
+    """Its part is seen in the folder, and gone when it is looked at."""
+    (tmp_path / f".{'0' * 16}.part").touch()
+    look = os.lstat
+
+    def gone(path: Path) -> os.stat_result:
+        if path.name.endswith(".part"):
+            raise FileNotFoundError(errno.ENOENT, "")
+        return look(path)
+
+    monkeypatch.setattr(publish.os, "lstat", gone)
+    publish.publish(tmp_path / "a", CONTENT, overwrite=False)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
 @pytest.mark.parametrize("where", ["open", "write", "fsync", "link"])
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_a_call_that_fails_leaves_everything_as_it_was(saved, monkeypatch, where, error):
@@ -179,6 +194,19 @@ def test_a_folder_that_cannot_be_synced_is_no_failure(tmp_path, monkeypatch):
         sync(descriptor)
 
     monkeypatch.setattr(publish.os, "fsync", only_files)
+    publish.publish(tmp_path / "a", CONTENT, overwrite=False)
+    assert (tmp_path / "a").read_bytes() == CONTENT
+
+
+def test_a_folder_that_cannot_be_read_is_no_failure(tmp_path, monkeypatch):
+    opens = os.open
+
+    def only_files(path: Path, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECTORY:
+            raise PermissionError(errno.EACCES, "")
+        return opens(path, flags, *mode)
+
+    monkeypatch.setattr(publish.os, "open", only_files)
     publish.publish(tmp_path / "a", CONTENT, overwrite=False)
     assert (tmp_path / "a").read_bytes() == CONTENT
 
@@ -279,6 +307,8 @@ def test_names_that_another_system_takes_for_the_same_are_taken(tmp_path):
     assert not publish.is_taken(tmp_path / "Une.safetensors")
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     assert publish.is_taken(tmp_path / "link")
+    for folder in ("link", "Ünë.safetensors", "none"):
+        assert not publish.is_taken(tmp_path / folder / "x")
 
 
 def test_whether_a_new_file_can_be_written_is_known_before(tmp_path):

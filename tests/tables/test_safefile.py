@@ -79,6 +79,11 @@ HOSTILE = {
     "header is a list": with_header(b"[1, 2]"),
     "deep header": with_header(b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b"}"),
     "metadata is no text": with_header({"__metadata__": {"format": 3}}),
+    "overlap and a gap": with_header({"a": entry("F64", [1], 8), "b": entry("F64", [1], 8)}, bytes(16)),
+    "three offsets": with_header({"a": {"dtype": "F64", "shape": [1], "data_offsets": [0, 8, 8]}}, bytes(8)),
+    "a dtype that is a list": with_header({"a": {"dtype": ["F64"], "shape": [1], "data_offsets": [0, 8]}}, bytes(8)),
+    "a shape that is a number": with_header({"a": {"dtype": "F64", "shape": 1, "data_offsets": [0, 8]}}, bytes(8)),
+    "metadata is a list": with_header({"__metadata__": ["format"]}),
     "tensor beyond the file": with_header({"a": entry("F64", [1000], 8000)}, bytes(8)),
     "tensor larger than its bytes": with_header({"a": entry("F64", [1000], 8)}, bytes(8)),
     "overflowing shape": with_header({"a": entry("F64", [2**62, 8], 8)}, bytes(8)),
@@ -109,6 +114,33 @@ def test_hostile_file_is_refused_by_name(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(TableError, match=r"hostile\.safetensors: truncated, or not a safetensors file"):
         safefile.read(path)
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"dtype": "U8", "shape": [0, *[2**23] * 7], "data_offsets": [0, 0]},
+        {"dtype": "F64", "shape": [1], "data_offsets": [0, 16]},
+        {"dtype": "F64", "shape": [2], "data_offsets": [0, 8]},
+    ],
+)
+def test_a_shape_that_does_not_fit_its_bytes_is_said(facts):
+    content = with_header({"a": facts}, bytes(facts["data_offsets"][1]))
+    with pytest.raises(TableError, match="an array's shape does not fit its bytes"):
+        safefile.contents(io.BytesIO(content), len(content))
+
+
+def test_the_longest_name_of_an_array_and_the_longest_number():
+    for length, fits in ((200, True), (201, False)):
+        content = with_header({"a" * length: entry("U8", [0], 0)})
+        if fits:
+            assert safefile.contents(io.BytesIO(content), len(content))
+        else:
+            with pytest.raises(TableError, match="the name of an array is empty, too long"):
+                safefile.contents(io.BytesIO(content), len(content))
+    assert safefile.parse_json("1" * 1000) == int("1" * 1000)
+    with pytest.raises(TableError, match="a number of 1001 digits"):
+        safefile.parse_json("1" * 1001)
 
 
 def test_file_cut_off_anywhere_is_refused(tmp_path):

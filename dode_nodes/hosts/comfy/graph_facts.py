@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import date
+from functools import lru_cache
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -26,8 +27,10 @@ _LOADERS = {
 _LORA, _STRENGTH = "lora_name", ("strength_model", "strength")
 _WAYS = ("model", "guider", "model1", "model_1")
 """Inputs that a model comes through."""
-_LARGEST = 8 * 2**30
-"""Bytes; reading more for a hash would take minutes."""
+_LARGEST = 32 * 2**30
+"""Bytes; as much as models of 14 billion numbers in fp16 have. Reading more for a hash would take minutes."""
+_SAID = 2**32
+"""Bytes; with more of them the log says what is waited for."""
 _LONGEST = 200
 
 
@@ -126,15 +129,24 @@ def _lora(name: str, strength: float) -> Lora | None:
 def _sha256(path: Path, *, weights_only: bool) -> str | None:
     """Of a file, or of a safetensors file's weights, whatever is written about them; None where it cannot be read."""
     try:
-        if os.path.getsize(path) > _LARGEST:
+        status = os.stat(path)
+        if status.st_size > _LARGEST:
             return None
-        with open(path, "rb") as file:
-            if weights_only:
-                file.seek(8 + int.from_bytes(file.read(8), "little"))
-            digest = hashlib.sha256()
-            while block := file.read(2**20):
-                digest.update(block)
+        return _sha256_once(path, status.st_mtime_ns, status.st_size, weights_only)
     except (OSError, OverflowError) as error:
         logging.warning("D-ODE: no hash of %s: %s", path.name, error)
         return None
+
+
+@lru_cache(maxsize=256)
+def _sha256_once(path: Path, modified: int, size: int, weights_only: bool) -> str:
+    """A file that has not changed since is not read again."""
+    if size > _SAID:
+        logging.info("D-ODE: reading %s once, to note its hash in the λ table", path.name)
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        if weights_only:
+            file.seek(8 + int.from_bytes(file.read(8), "little"))
+        while block := file.read(2**20):
+            digest.update(block)
     return digest.hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -69,6 +70,48 @@ def test_a_ksampler_takes_the_table_of_its_model_and_says_so(make_model, dode, t
     put(tables, "a-other", dode.table(other, seed=3))
     assert torch.equal(sample(dode, model), dode.ksampler(model, table, empty()))
     assert f"λ table z-mine {table.sha256[:8]}: made for this checkpoint" in on_the_node
+
+
+def with_lora(model: Any, seed: int, strength: float = 1.0) -> Any:
+    """The model with a LoRA on its first matrix, loaded as from a file."""
+    import comfy.sd
+
+    name, weight = next(
+        (name, weight)
+        for name, weight in model.model_state_dict(filter_prefix="diffusion_model.").items()
+        if weight.ndim > 1
+    )
+    generator = torch.Generator().manual_seed(seed)
+    stem = name.removesuffix(".weight")
+    file = {
+        f"{stem}.lora_up.weight": torch.randn(len(weight), 2, generator=generator) / 10,
+        f"{stem}.lora_down.weight": torch.randn(2, weight[0].numel(), generator=generator) / 10,
+    }
+    return comfy.sd.load_lora_for_models(model, None, file, strength, 0.0)[0]
+
+
+def test_a_table_made_with_the_lora_that_is_on_goes_before_one_made_with_another(make_model, dode, tables):
+    """Two LoRAs on as many weights and of one strength differ by nothing but what is in them."""
+    from dode_nodes.hosts.comfy import auto_table
+    from dode_nodes.hosts.comfy.model_facts import model_facts
+
+    model = of_seed(1, make_model)
+    made = {}
+    for file, loras in {"a": (7,), "b": (8,), "c": (7, 8)}.items():
+        patched = model
+        for seed in loras:
+            patched = with_lora(patched, seed)
+        row = zero_table(model, "euler").rows[0]
+        weights = np.full(8, len(made) / 100)
+        made[file] = put(tables, file, LambdaTable([replace(row, weights=weights)], model_facts(patched)))
+
+    def chosen(model: Any) -> str:
+        return auto_table.choose(model, preset="", family_match=True).table.name
+
+    assert chosen(with_lora(model, 7)) == "a"
+    assert chosen(with_lora(model, 8)) == "b"
+    assert chosen(with_lora(model, 8, strength=0.5)) == "b"
+    assert chosen(with_lora(with_lora(model, 8), 7)) == "c"  # in whichever order
 
 
 def test_a_match_of_the_family_is_said_and_can_be_switched_off(make_model, dode, tables, on_the_node):

@@ -72,6 +72,26 @@ def test_model_loras_date_and_versions(files):
     assert row.sha256 == row_of().sha256
 
 
+def test_a_file_is_hashed_once_until_it_changes_and_never_a_huge_one(files, monkeypatch):
+    from dode_nodes.hosts.comfy import graph_facts
+
+    def autov2():
+        table = graph_facts.GraphFacts.of(graph(), "7").on(LambdaTable([row_of()]))
+        return table.model.get("autov2")
+
+    files("checkpoints", "sub\\mine v2.safetensors", b"weights")
+    known = autov2()
+    opened, opens = [], open
+    monkeypatch.setattr(graph_facts, "open", lambda *args: opened.append(args) or opens(*args), raising=False)
+    assert autov2() == known
+    assert not opened
+    files("checkpoints", "sub\\mine v2.safetensors", b"other weights")
+    assert autov2() == hashlib.sha256(b"other weights").hexdigest()[:10]
+    assert len(opened) == 1
+    monkeypatch.setattr(graph_facts, "_LARGEST", 5)
+    assert autov2() is None
+
+
 def test_without_hashes_no_file_is_read(files):
     from dode_nodes.hosts.comfy.graph_facts import GraphFacts
 

@@ -82,6 +82,11 @@ def graph(name: str) -> dict[str, Any]:
         "13": ("SaveLatent", {"samples": ["5", 0], "filename_prefix": "x"}),
         "14": ("SaveLatent", {"samples": ["6", 0], "filename_prefix": "x"}),
         "15": ("SaveLatent", {"samples": ["8", 0], "filename_prefix": "x"}),
+        "16": ("DODE_Sampler", {"table": ["3", 0], "solver": "any"}),
+        "17": ("DODE_Sigmas", {"table": ["3", 0], "steps": 6, "denoise": 1.0, "solver": "any"}),
+        "18": ("SamplerCustom", {"model": ["1", 0], "add_noise": True, "noise_seed": 7, "cfg": 2.0, "sampler": ["16", 0],
+                                 "sigmas": ["17", 0], "latent_image": ["2", 0], **prompts}),
+        "19": ("SaveLatent", {"samples": ["18", 0], "filename_prefix": "x"}),
     }  # fmt: skip
     return {number: {"class_type": kind, "inputs": inputs} for number, (kind, inputs) in nodes.items()}
 
