@@ -28,9 +28,8 @@ SUBJECTS = ("cat", "heart", "moon", "smiling", "fruit", "panda", "sun", "strawbe
 """What it draws well."""
 
 _COMMAND = "python -m dode_nodes.demo.colour.train"
-_WEIGHTS = (
-    Path(__file__).resolve().parent.parent / "weights"
-)  # by no name: in ComfyUI the package has another
+# By no name: in ComfyUI the package has another.
+_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
 @dataclass(frozen=True, eq=False)
