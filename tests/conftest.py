@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -63,6 +64,12 @@ def _counts_here(reporter: pytest.TerminalReporter) -> str:
 
     counts = {kind: sum(map(of_here, reporter.getreports(kind))) for kind in kinds}
     return ", ".join(f"{count} {kind}" for kind, count in counts.items() if count) or "not tested"
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test finds a fit that another has finished, or a person's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,6 +18,8 @@ from ..demo.catalogue import NAMES, PICTURES, load_model
 from ..demo.experiment import check_settings, demo_latents, seeds_to_fit, usual_of
 from ..errors import DodeError
 from ..fit.headline import LATENTS as UNSEEN
+from ..fit.key import key_of
+from ..fit.known import KnownFit
 from ..fit.pipeline import Pipeline, Recipe
 from ..fit.quality import GOOD, QUALITIES, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
@@ -28,24 +30,14 @@ from ..tables.publish import first_free, numbered
 from ..tables.row import PREDICTIONS
 from ..tables.table import LambdaTable
 from .bar import Bar
+from .once import Once, Work
 
 if TYPE_CHECKING:
-    from ..hosts.comfy.job import Distillation
     from ..hosts.diffusers import Distillation as PipelineDistillation
 
 AUTO = "auto"
 _CHECKPOINT_CFG = 7.0
 _MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
-
-
-class Work(Protocol):
-    """A distillation that can be ended at any time."""
-
-    def run(self) -> object:
-        """All of it."""
-
-    def table(self) -> LambdaTable | None:
-        """What has been found so far; None where that is nothing."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -106,6 +98,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                      help="latents to evaluate at once; does not change the table "
                      f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
                      "4)")  # fmt: skip
+    fit.add_argument("--redo", action="store_true",
+                     help="fit again what was fitted before, and from the beginning what was interrupted")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("lambda.safetensors"), metavar="FILE",
                         help="the λ table to write; must not exist yet (default: %(default)s)")  # fmt: skip
     parser.set_defaults(run=distil)
@@ -203,7 +197,8 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
         raise DodeError(
             f"use --prompt only with --checkpoint, --pipeline or --model {PICTURES}: the other demo models draw digits"
         )
-    return Embedded(options, recipe, bar)
+    work = Embedded(options, recipe, bar)
+    return Once(work, work.fit)
 
 
 def _of_pipeline(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> PipelineDistillation:
@@ -221,7 +216,7 @@ def _of_pipeline(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Pipel
     return distillation(options, recipe, bar)
 
 
-def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Distillation:
+def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Once:
     if not options.prompt:
         raise DodeError("give at least one --prompt with --checkpoint, like those you will use")
     if options.checkpoint.suffix not in (".safetensors", ".sft"):
@@ -235,11 +230,15 @@ def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Dis
     start_comfyui()
     from ..hosts.comfy.checkpoint import distillation  # now that there is a comfy to import
 
-    return distillation(options, recipe, bar)
+    return Once(*distillation(options, recipe, bar))
 
 
 class Embedded:
-    """The distillation for an embedded model."""
+    """The distillation for an embedded model.
+
+    Attributes:
+        fit: what is known of it.
+    """
 
     def __init__(self, options: argparse.Namespace, recipe: Recipe, bar: Bar) -> None:
         device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
@@ -257,9 +256,16 @@ class Embedded:
             for part in (seeds[: options.latents], seeds[options.latents :])
         )
         schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]
+        parts = {
+            "model": [model.name, model.network.state_dict()],
+            "drawn": [options.prompt, options.cfg, options.latents, options.seed],
+            "schedules": schedules,
+            "recipe": recipe.parts,
+        }
+        self.fit = KnownFit.by(lambda: key_of(parts), redo=options.redo)
         self._bar = bar
         self._facts = model.facts
-        self._pipeline = Pipeline(latents, schedules, recipe, unseen)
+        self._pipeline = Pipeline(latents, schedules, recipe, unseen, self.fit.work)
 
     def run(self) -> None:
         """All of it."""

@@ -72,6 +72,20 @@ class Recipe:
         if not self.refine_budget >= 0:
             raise DodeError(f"the refine budget must be a number of at least 0, not {self.refine_budget}")
 
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What two fits have in common here if they find the same; see ``fit.key``. All but ``make_sigmas``, which
+        follows from the model."""
+        teacher = self.teacher
+        return {
+            "solvers": self.solvers,
+            "predictions": self.predictions,
+            "teacher": [teacher.solver, teacher.scale, teacher.flow],
+            "refine_budget": float(self.refine_budget),
+            "settings": self.settings,
+            "or_stock": self.or_stock,
+        }
+
 
 @dataclass(frozen=True)
 class Cost:

@@ -77,7 +77,7 @@ def dode_denoiser(
     match = row.find(sigmas)
     if match.row is None:
         raise DodeError(f"this row does not fit these sigmas: {match.why}")
-    _check_solver(row, run, model)
+    check_solver(row, run, model)
     _check_end(row, match.step, sigmas, run, model)
     return corrected(model, row, match.step, held)
 
@@ -136,7 +136,7 @@ _passed: set[tuple[str, object]] = set()
 _MOST_PASSED = 1000
 
 
-def _check_solver(row: LambdaRow, run: Sampler, model: Denoiser) -> None:
+def check_solver(row: LambdaRow, run: Sampler, model: Denoiser | None = None) -> None:
     """Probe a row once: a file may name any sampler with any numbers, and samplers change with their packs.
 
     Raises:

@@ -172,6 +172,48 @@ def test_an_error_costs_nothing_of_what_was_found(
     assert not any(row.is_refined for row in LambdaTable.load(partial).rows)
 
 
+def test_what_was_fitted_before_is_not_fitted_again(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick = [*SMALL, "--steps", "2", "--refine-budget", "0", "--model", "eps"]
+    ran: list[int] = []
+    run = Pipeline.run
+    monkeypatch.setattr(Pipeline, "run", lambda self, work: ran.append(1) or run(self, work))
+    first, again, redone = (out.with_name(f"{name}.safetensors") for name in ("first", "again", "redone"))
+    assert main([*quick, "--out", str(first)]) == 0
+    capsys.readouterr()
+    assert main([*quick, "--micro-batch", "2", "--out", str(again)]) == 0
+    said, *_ = capsys.readouterr().out.splitlines()
+    assert said == "this was fitted before, and the same table is written. To fit it again, add --redo"
+    assert len(ran) == 1
+    assert LambdaTable.load(again) == LambdaTable.load(first)
+    for count, more in enumerate((["--seed", "1"], ["--cfg", "3"], ["--scale", "3"]), 2):
+        assert main([*quick, *more, "--out", str(out.with_name(f"{count}.safetensors"))]) == 0
+        assert len(ran) == count
+    assert main([*quick, "--redo", "--out", str(redone)]) == 0
+    assert len(ran) == 5
+    assert "fitted before" not in capsys.readouterr().out
+
+
+def test_interrupted_it_goes_on_from_there(
+    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = [*SMALL, "--refine-budget", "4", "--out", str(out)]
+    with monkeypatch.context() as ending:
+        end_at(ending, "refining", 5, KeyboardInterrupt())
+        assert main(options) == 130
+    stages: list[str] = []
+    tell = Bar.__call__
+    monkeypatch.setattr(Bar, "__call__", lambda self, work: stages.append(work.stage) or tell(self, work))
+    capsys.readouterr()
+    assert main(options) == 0
+    assert "this fit was stopped before: it goes on from there" in capsys.readouterr().out
+    assert stages[0] == "refining"  # what came before is not done twice
+    monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "elsewhere"))
+    assert main([*options[:-1], str(out.with_name("whole.safetensors"))]) == 0
+    assert LambdaTable.load(out) == LambdaTable.load(out.with_name("whole.safetensors"))
+
+
 def test_without_comfyui(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,10 +15,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
+from ...fit.known import KnownFit
 from ...fit.pipeline import Recipe
 from ...fit.progress import Reporter
 from ...fit.quality import start_schedule
 from ...sampling.solvers import use_host
+from .fit_key import key_of_request
 from .guiders import Conditioning, cfg_guider
 from .host_samplers import host_names, host_sampler
 from .job import Distillation, Request, schedule, schedules_of
@@ -28,8 +30,10 @@ _SIZE = (512, 512)
 _PIXELS = 8  # per number of a latent, along a side
 
 
-def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter) -> Distillation:
-    """What the command's options ask for.
+def distillation(
+    options: argparse.Namespace, recipe: Recipe, reporter: Reporter
+) -> tuple[Distillation, KnownFit]:
+    """What the command's options ask for, and what is known of it.
 
     Raises:
         DodeError: the checkpoint cannot be loaded or lacks something, or ComfyUI has no such size or schedule.
@@ -43,18 +47,17 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
         raise DodeError(f"no schedule is called '{scheduler}'; this ComfyUI has {names}")
     *positives, negative = _encoded(clip, [*options.prompt, options.negative or ""])
     recipe = replace(recipe, make_sigmas=schedules_of(model))
-    return Distillation(
-        Request(
-            guiders=[cfg_guider(model, positive, negative, options.cfg) for positive in positives],
-            latent=comfy.sample.fix_empty_latent_channels(model, latent),
-            latents=options.latents,
-            seed=options.seed,
-            schedules=[schedule(model, options.solver, scheduler, steps) for steps in options.steps],
-            recipe=replace(recipe, settings=dict(recipe.settings) | {"scheduler": scheduler}),
-            micro_batch=options.micro_batch or 0,
-        ),
-        reporter,
+    request = Request(
+        guiders=[cfg_guider(model, positive, negative, options.cfg) for positive in positives],
+        latent=comfy.sample.fix_empty_latent_channels(model, latent),
+        latents=options.latents,
+        seed=options.seed,
+        schedules=[schedule(model, options.solver, scheduler, steps) for steps in options.steps],
+        recipe=replace(recipe, settings=dict(recipe.settings) | {"scheduler": scheduler}),
+        micro_batch=options.micro_batch or 0,
     )
+    fit = KnownFit.by(lambda: key_of_request(request), redo=options.redo)
+    return Distillation(request, reporter, fit.work), fit
 
 
 def _empty_latent(width: int, height: int) -> torch.Tensor:

@@ -9,7 +9,6 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...fit.key import NoKey, key_of
-from ...fit.pipeline import Recipe
 from .guiders import Guider
 from .job import Request
 from .model_facts import computing_dtype, model_facts
@@ -40,7 +39,7 @@ def key_of_request(request: Request) -> str:
         "count": request.latents,
         "seed": request.seed,
         "schedules": request.schedules,
-        "recipe": _of_recipe(request.recipe),
+        "recipe": request.recipe.parts,
     }
     return key_of(parts, _known)
 
@@ -79,19 +78,6 @@ def _without_number(cond: Mapping[str, Any]) -> dict[str, Any]:
 def _shapes(latent: Any) -> list[list[int]]:
     """Of one latent's streams: how many there are in a batch does not count."""
     return [list(stream.shape[1:]) for stream in (latent.unbind() if is_nested(latent) else [latent])]
-
-
-def _of_recipe(recipe: Recipe) -> dict[str, Any]:
-    """All but ``make_sigmas``, which follows from the model."""
-    teacher = recipe.teacher
-    return {
-        "solvers": recipe.solvers,
-        "predictions": recipe.predictions,
-        "teacher": [teacher.solver, teacher.scale, teacher.flow],
-        "refine_budget": float(recipe.refine_budget),
-        "settings": recipe.settings,
-        "or_stock": recipe.or_stock,
-    }
 
 
 def _known(value: Any) -> Any:

@@ -15,15 +15,18 @@ from ... import __version__
 from ...errors import DodeError
 from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.headline import LATENTS as UNSEEN
+from ...fit.known import KnownFit
 from ...fit.latents import Latents
 from ...fit.pipeline import Pipeline, Recipe
 from ...fit.progress import Progress, Reporter
 from ...fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
 from ...sampling.schedules import NoiseSchedule, make_sigmas, schedules_of
+from ...tables.kept import Kept
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .driven import DrivenPipeline, look
-from .host_schedule import HostSchedule, without_table
+from .fit_key import key_of_fit
+from .host_schedule import HostSchedule, public, without_table
 from .model_facts import model_facts
 from .prompts import Prompt, arguments_of, check_arguments, check_begins_with_noise
 
@@ -48,6 +51,7 @@ class Request:
         micro_batch: latents evaluated at a time; None for 4.
         recipe: what to fit, and how; None for what the quality says.
         call: other arguments of the pipeline's call: height, width, a ControlNet's image, …
+        redo: fit again what was fitted before, and from the beginning what was ended.
     """
 
     prompts: Sequence[Prompt]
@@ -61,6 +65,7 @@ class Request:
     micro_batch: int | None = None
     recipe: Recipe | None = None
     call: dict[str, Any] = field(default_factory=dict)
+    redo: bool = False
 
     @property
     def count(self) -> int:
@@ -88,13 +93,11 @@ class Distillation:
 
     Raises:
         DodeError: the request does not fit the pipeline.
-
-    Attributes:
-        remarks: the cost and what else the user should know before it starts, one line each.
     """
 
     def __init__(self, pipe: DiffusionPipeline, request: Request, reporter: Reporter | None = None) -> None:
         self._pipe, self._request, self._reporter = pipe, request, reporter
+        self._known: LambdaTable | None = None
         self._host = HostSchedule(without_table(pipe.scheduler.config))
         fewest = max(2, len(request.prompts))
         if not request.prompts or request.count < fewest:
@@ -109,44 +112,77 @@ class Distillation:
         check_begins_with_noise(pipe)
         check_arguments(pipe, request.call)
         with torch.no_grad():
-            arguments = [
+            self._arguments = arguments = [
                 arguments_of(pipe, prompt, request.negative_prompt, request.cfg, request.call)
                 for prompt in request.prompts
             ]
         self._latent = look(pipe, arguments[0])
         noise_schedule = self._noise_schedule()
-        schedules = self._schedules(noise_schedule)
+        self._schedules = self._schedules_over(noise_schedule)
         self._facts = model_facts(pipe)
-        begins = float(schedules[0][0])
+        begins = float(self._schedules[0][0])
         generator = torch.Generator().manual_seed(request.seed)
         self._latents = self._latents_of(arguments, begins, request.count, generator)
-        unseen = self._latents_of(arguments, begins, max(UNSEEN, len(arguments)), generator)
-        self._pipeline = Pipeline(self._latents, schedules, self._recipe(noise_schedule), unseen)
+        self._unseen = self._latents_of(arguments, begins, max(UNSEEN, len(arguments)), generator)
+        self._recipe = self._recipe_over(noise_schedule)
         self._middle = float(noise_schedule.sigmas[len(noise_schedule.sigmas) // 2])
+        self._pipeline = self._planned()
+
+    def _planned(self, kept: Kept | None = None) -> Pipeline:
+        return Pipeline(self._latents, self._schedules, self._recipe, self._unseen, kept)
+
+    @property
+    def remarks(self) -> list[str]:
+        """The cost and what else the user should know before it starts, one line each."""
         trials = consistency_cost(self._latents)
-        self._total = trials + self._pipeline.cost.total
-        self.remarks = [
-            f"{self._pipeline.cost}; plus {trials} to check the model first",
-            *self._pipeline.remarks,
-        ]
+        return [f"{self._pipeline.cost}; plus {trials} to check the model first", *self._pipeline.remarks]
 
     def run(self) -> LambdaTable:
-        """All of it."""
-        if self._reporter is not None:
-            self._reporter.begin(*self.remarks)
+        """All of it; or nothing but the table, where the same was made before."""
         try:
-            with Progress(self._total, self._reporter) as work:
-                trying, fitting = work.split(consistency_cost(self._latents), self._pipeline.cost.total)
-                check_consistency(self._latents, self._middle, self._latent.dtype, trying)
-                self._pipeline.run(fitting)
+            fit = KnownFit.by(self._key, redo=self._request.redo)
+            self._known = fit.table()
+            if self._known is not None:
+                self._say("this was fitted before, and the same table is used. To fit it again, set redo")
+                return self._known
+            self._pipeline = self._planned(fit.work)
+            self._say(*self.remarks, *fit.remarks)
+            self._run()
         finally:
             self._pipe.maybe_free_model_hooks()  # ended calls have left the network where it was
         table = self.table()
         assert table is not None  # noqa: S101  # a pipeline that has run has rows
+        fit.finish(table)
         return table
+
+    def _run(self) -> None:
+        trials, cost = consistency_cost(self._latents), self._pipeline.cost.total
+        with Progress(trials + cost, self._reporter) as work:
+            trying, fitting = work.split(trials, cost)
+            check_consistency(self._latents, self._middle, self._latent.dtype, trying)
+            self._pipeline.run(fitting)
+
+    def _key(self) -> str:
+        request = self._request
+        parts = {
+            "arguments": self._arguments,
+            "latent": self._latent._asdict(),
+            "drawn": [request.count, request.seed],
+            "schedules": self._schedules,
+            "recipe": self._recipe.parts,
+            "scheduler": public(without_table(self._pipe.scheduler.config)),
+            "facts": self._facts,
+        }
+        return key_of_fit(self._pipe, self._latents, [float(self._schedules[0][0]), self._middle], parts)
+
+    def _say(self, *lines: str) -> None:
+        if self._reporter is not None:
+            self._reporter.begin(*lines)
 
     def table(self) -> LambdaTable | None:
         """What has been found so far; None where that is nothing."""
+        if self._known is not None:
+            return self._known
         rows = [self._kept(row) for row in self._pipeline.found]
         return LambdaTable(rows, model=self._facts) if rows else None
 
@@ -167,7 +203,7 @@ class Distillation:
     def _schedule(self) -> str:
         return self._request.schedule or start_schedule(flow=self._host.flow)
 
-    def _schedules(self, noise_schedule: NoiseSchedule) -> list[Tensor]:
+    def _schedules_over(self, noise_schedule: NoiseSchedule) -> list[Tensor]:
         schedules = []
         for steps in dict.fromkeys(self._request.steps):
             sigmas = make_sigmas(self._schedule, steps, noise_schedule)
@@ -194,7 +230,7 @@ class Distillation:
         ]
         return Latents(groups, request.micro_batch or _MICRO_BATCH, free_first=not flow)
 
-    def _recipe(self, noise_schedule: NoiseSchedule) -> Recipe:
+    def _recipe_over(self, noise_schedule: NoiseSchedule) -> Recipe:
         request, recipe = self._request, self._request.wanted
         facts = {
             "cfg": request.cfg, "seed": request.seed, "prompts": len(request.prompts), "host": "diffusers",
@@ -223,6 +259,7 @@ def distill_pipeline(
     micro_batch: int | None = None,
     recipe: Recipe | None = None,
     reporter: Reporter | None = None,
+    redo: bool = False,
     **call: Any,
 ) -> LambdaTable:
     """Make a λ table for a pipeline: a teacher of many steps runs in it once, and few-step solvers are fitted to it.
@@ -233,9 +270,10 @@ def distill_pipeline(
 
     Args:
         pipe: from noise to latents, by text; not img2img.
-        prompts, steps, cfg, negative_prompt, schedule, quality, latents, seed, micro_batch, recipe, call: see
+        prompts, steps, cfg, negative_prompt, schedule, quality, latents, seed, micro_batch, recipe, call, redo: see
             ``Request``.
-        reporter: told what it may cost, then of every evaluation; what it raises ends the work.
+        reporter: told what it may cost, then of every evaluation; what it raises ends the work. The same call goes on
+            from there, and where it came to its end, it returns the same table (see ``fit.known``).
 
     Raises:
         DodeError: something does not fit the pipeline, or its answers are not finite.
@@ -252,5 +290,6 @@ def distill_pipeline(
         micro_batch,
         recipe,
         dict(call),
+        redo,
     )
     return Distillation(pipe, request, reporter).run()

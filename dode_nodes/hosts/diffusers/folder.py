@@ -33,6 +33,7 @@ def distillation(options: argparse.Namespace, recipe: Recipe, reporter: Reporter
         micro_batch=options.micro_batch,
         recipe=recipe,
         call=size,
+        redo=options.redo,
     )
     return Distillation(load(options.pipeline), request, reporter)
 

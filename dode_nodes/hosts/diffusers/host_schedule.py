@@ -38,6 +38,11 @@ def without_table(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if name not in ("table", "strict")}
 
 
+def public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a config is settings: its notes on itself may be in another order in another process."""
+    return {name: value for name, value in config.items() if not name.startswith("_")}
+
+
 def is_flow(config: Mapping[str, Any]) -> bool:
     """Whether noise and pictures are interpolated. A config need not say what class it is of."""
     if config.get("prediction_type") == "flow_prediction" or config.get("use_flow_sigmas"):

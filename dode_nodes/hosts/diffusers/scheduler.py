@@ -122,6 +122,12 @@ class DODEScheduler(AnyScheduler):
                 )
             self._course = Course.of(row)
             self._asked = self._course.asked
+            if self._wastes_first(self._course):
+                self._asked = self._course.trace.sigmas
+                self._say(
+                    f"{row.label}: here its first step is not free. This pipeline evaluates the network before it asks "
+                    f"the scheduler, so this takes {row.nfe + 1} evaluations, for the same picture"
+                )
             states = torch.tensor([float(row.sigmas[0]), *self._asked[1:], 0.0], dtype=torch.float32)
             told = self._host.timesteps(self._asked)
             self.order = _order(row)
@@ -159,13 +165,19 @@ class DODEScheduler(AnyScheduler):
         flow = is_flow(row.sigmas)
         if flow != self._host.flow or self._host.inverted:
             return f"the λ table is {'' if flow else 'not '}for a flow model, unlike this pipeline"
-        if row.free.first and flow:
-            return f"{row.label}: flow pipelines evaluate the network before they ask the scheduler, so no step is free"
         try:
             Course.of(row)
         except DodeError as error:
             return f"{row.label}: {error}"
         return ""
+
+    def _wastes_first(self, course: Course) -> bool:
+        """Whether the first step is free, but the network is evaluated before it all the same.
+
+        Pipelines of flow models ask it about their noise as it is: they neither scale that by ``init_noise_sigma`` nor
+        call ``scale_model_input``.
+        """
+        return course.free_first and self._host.flow
 
     def _say(self, text: str) -> None:
         """A warning, once."""
@@ -213,7 +225,7 @@ class DODEScheduler(AnyScheduler):
         """The state as the network takes it; after a first step that is free, if the row has one."""
         index = self._index(timestep)
         if self._run is None:
-            sample = self._begun.asked_about(sample)
+            sample = self._asked_about(sample)
         return self._host.model_input(sample, self._asked[index])
 
     def step(
@@ -242,15 +254,22 @@ class DODEScheduler(AnyScheduler):
         asked = x
         if self._run is None:
             self._check(sample)
-            asked = self._begun.asked_about(x)
+            asked = self._asked_about(x)
             self._run = StepwiseRun(self._begun)
         noise = self._host.noise(asked, sigma, model_output.to(x.dtype))
-        following, denoised = self._run.after(x, noise)
+        if index == 0 and self._wastes_first(self._begun):
+            following, denoised = self._run.freely(x), x - sigma * noise
+        else:
+            following, denoised = self._run.after(x, noise)
         self._step_index = index + 1
         following = following.to(model_output.dtype)
         if not return_dict:
             return following, denoised
         return EulerDiscreteSchedulerOutput(prev_sample=following, pred_original_sample=denoised)
+
+    def _asked_about(self, x: Tensor) -> Tensor:
+        """The state that the network is evaluated at first, for a run that begins with ``x``."""
+        return x if self._wastes_first(self._begun) else self._begun.asked_about(x)
 
     def _index(self, timestep: float | Tensor) -> int:
         """The evaluation that is due; the first one begins the run."""
@@ -266,7 +285,7 @@ class DODEScheduler(AnyScheduler):
             return self._course
         if row is None:
             return Course.euler(self.sigmas[index:].double().numpy())
-        evaluation = index + row.free.first
+        evaluation = index + len(self._course.trace.sigmas) - len(self._asked)
         starts = {row.first_evaluation(i): i for i in range(row.steps) if row.evaluations[i]}
         if evaluation not in starts:
             raise DodeError(f"{row.label} cannot begin within a step: choose another strength")

@@ -16,7 +16,7 @@ def add() -> None:
     remove()
     plot = _plot()
     if plot is not None:
-        plot.axis_options.append(plot.AxisOption(_LABEL, str, _apply, choices=folders.names))
+        plot.axis_options.append(plot.AxisOption(_LABEL, str, _apply, choices=folders.choices))
 
 
 def remove() -> None:

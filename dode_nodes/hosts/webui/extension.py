@@ -9,7 +9,7 @@ from modules import script_callbacks, scripts
 from modules.ui_common import create_refresh_button
 
 from . import axis, folders, route, samplers, tab
-from .names import AUTO, INFOTEXT, NONE, SAMPLER, STOCK
+from .names import AUTO, INFOTEXT, SAMPLER, STOCK
 
 
 def load() -> None:
@@ -24,11 +24,6 @@ def load() -> None:
 def _unload() -> None:
     axis.remove()
     samplers.unregister()
-
-
-def choices() -> list[str]:
-    """What there is to choose from."""
-    return [AUTO, NONE, *folders.names()]
 
 
 class DodeScript(scripts.Script):
@@ -47,14 +42,17 @@ class DodeScript(scripts.Script):
         with gr.Accordion(SAMPLER, open=False, elem_id=self.elem_id("accordion")):
             with gr.Row():
                 table = gr.Dropdown(
-                    choices(),
+                    folders.choices(),
                     value=AUTO,
                     label="λ table",
                     allow_custom_value=True,
                     elem_id=self.elem_id("table"),
                 )
                 create_refresh_button(
-                    table, lambda: None, lambda: {"choices": choices()}, self.elem_id("refresh_tables")
+                    table,
+                    lambda: None,
+                    lambda: {"choices": folders.choices()},
+                    self.elem_id("refresh_tables"),
                 )
             gr.Markdown(
                 f"Choose the sampling method **{SAMPLER}** to sample with a λ table. *{AUTO}* takes the table for "

@@ -7,6 +7,7 @@ from pathlib import Path
 from modules import paths
 
 from ...tables.names import SUFFIX
+from .names import AUTO, NONE
 
 PACK_FOLDER = Path(__file__).resolve().parents[3] / "lambdas"
 
@@ -27,9 +28,9 @@ def trusted_file() -> Path:
     return Path(paths.data_path) / "dode_nodes" / "trusted_tables.txt"
 
 
-def names() -> list[str]:
-    """The tables there are, for a drop-down: without ending, with / between folders."""
-    return list(_found())
+def choices() -> list[str]:
+    """What there is to choose from: tables without ending, with / between folders."""
+    return [AUTO, NONE, *_found()]
 
 
 def path_of(name: str) -> Path | None:

@@ -6,7 +6,8 @@ import math
 from dataclasses import replace
 
 from ...errors import DodeError
-from ...sampling.solvers import SOLVERS
+from ...sampling.sample import check_solver
+from ...sampling.solvers import SOLVERS, resolve
 from ...tables.choice import Part, part_for_steps
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
@@ -22,7 +23,7 @@ def for_steps(table: LambdaTable, steps: int, cfg: float | None) -> Part:
     Raises:
         DodeError: the table's samplers are not here.
     """
-    return part_for_steps(_usable(table), steps, cfg=cfg, nearest=True)
+    return _checked(part_for_steps(_usable(table), steps, cfg=cfg, nearest=True))
 
 
 def for_last_steps(table: LambdaTable, steps: int, run: int, sigma: float, cfg: float | None) -> Part:
@@ -44,15 +45,35 @@ def for_last_steps(table: LambdaTable, steps: int, run: int, sigma: float, cfg: 
             f"the λ table {table.called} has no row for the last {run} of {steps} steps, which begin at "
             f"σ = {sigma:.3g}: distil {steps} steps, too"
         )
-    return exact[0] if exact else min(near, key=lambda part: _distance(part, sigma))
+    return _checked(exact[0] if exact else min(near, key=lambda part: _distance(part, sigma)))
 
 
 def _usable(table: LambdaTable) -> LambdaTable:
     """The rows that can run here. Their steps are those that run, whatever they are called elsewhere."""
-    rows = [_as_run(row) for row in table.rows if row.solver in SOLVERS]
-    if not rows:
+    here = [row for row in table.rows if row.solver in SOLVERS]
+    if not here:
         raise DodeError(f"the λ table {table.called} is for samplers that are not here: {table.contents()}")
+    reasons = [_why_not(row) for row in here]
+    rows = [_as_run(row) for row, why in zip(here, reasons, strict=True) if not why]
+    if not rows:
+        raise DodeError(f"the λ table {table.called} cannot be used: {reasons[0]}")
     return replace(table, rows=rows)
+
+
+def _why_not(row: LambdaRow) -> str:
+    """Why a row cannot run; empty where it can."""
+    try:
+        check_solver(row, resolve(row.solver))
+    except DodeError as error:
+        return str(error)
+    return ""
+
+
+def _checked(part: Part) -> Part:
+    """A part that can run: a row's plain solver may be one that is not here."""
+    if why := _why_not(part.row):
+        raise DodeError(why)
+    return part
 
 
 def _as_run(row: LambdaRow) -> LambdaRow:

@@ -35,6 +35,10 @@ def prepare(p: Any, asked: str | None) -> None:
         p.steps = part.steps  # an infotext states what has run
 
 
+_PIXELS = 8
+"""Along a side of a picture, for each number of a latent: these hosts have no other models."""
+
+
 class _Running(NamedTuple):
     """What a pass runs.
 
@@ -141,7 +145,7 @@ class DodeSampler(KDiffusionSampler):
             samples: Tensor = own.func(model, x, sigmas=sigmas, **settings)
             return samples
         row = self._running.part.row
-        picture.picture_of(self.p).tell(self.p, *usage_remarks(row, _cfg(self.p), x))
+        picture.picture_of(self.p).tell(self.p, *usage_remarks(row, _cfg(self.p), x, _PIXELS))
         solver = resolve(row.solver)
         denoiser = dode_denoiser(model, sigmas, row, solver, _held(model))
         samples = solver(denoiser, x, sigmas, **settings, **row.solver_options)

@@ -53,13 +53,19 @@ def test_as_a_program(checkpoint: Path, out: Path) -> None:
     assert [row.steps for row in table.rows] == [3]
 
 
-def test_the_nodes_take_the_table(checkpoint: Path, out: Path, pack: ModuleType, run_node: Any) -> None:
+def test_the_nodes_take_the_table(
+    checkpoint: Path, out: Path, pack: ModuleType, run_node: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Two prompts, refined; then ComfyUI's own nodes load the model, and the pack's sample with the table."""
     import nodes
     import torch
 
     more = ["--prompt", "a dog", "--negative", "blurry", "--refine-budget", "8", "--solver", "dpmpp_2m"]
     assert main(arguments(checkpoint, out, *more)) == 0
+    again = out.with_name("again.safetensors")
+    assert main(arguments(checkpoint, again, *more)) == 0
+    assert "\nthis was fitted before" in capsys.readouterr().out
+    assert LambdaTable.load(again) == LambdaTable.load(out)
     table = LambdaTable.load(out)
     greedy = table.rows[0]
     assert "refined" in table.rows[-1].report

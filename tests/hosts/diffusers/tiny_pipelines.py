@@ -35,11 +35,10 @@ def vae(channels: int = 4) -> Any:
 
 
 def unet(**config: Any) -> Any:
-    """Stable Diffusion's, by default 1.5's."""
+    """Stable Diffusion's, by default 1.5's; with attention in its middle alone, which is quicker."""
     settings = {
-        "sample_size": SIZE, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 2,
-        "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
-        "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+        "sample_size": SIZE, "block_out_channels": (8,), "layers_per_block": 1, "norm_num_groups": 2,
+        "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",),
         "cross_attention_dim": 16, "attention_head_dim": 4,
     }  # fmt: skip
     return _seeded(lambda: diffusers.UNet2DConditionModel(**settings | config))

@@ -56,6 +56,26 @@ def test_rows_whose_sampler_is_not_here_are_left_out():
         for_steps(LambdaTable(both.rows[:1]), 4, 5.0)
 
 
+def test_rows_that_a_probe_refuses_are_left_out():
+    """Files may name any numbers with any sampler."""
+    wrong = row_of("heun", sigmas=karras(4), evaluations=(1,) * 4)  # it asks seven times
+    unknown = row_of("ipndm", sigmas=karras(4), solver_options={"max_order": 9})
+    assert for_steps(LambdaTable([wrong, unknown, row_of(sigmas=karras(8))]), 4, 5.0).steps == 8
+    with pytest.raises(DodeError, match="cannot be used: the sampler 'heun' asks the network 7 times"):
+        for_steps(LambdaTable([wrong]), 4, 5.0)
+    with pytest.raises(DodeError, match=r"cannot be used: .*ipndm"):
+        for_last_steps(LambdaTable([unknown]), 4, 2, float(karras(4)[2]), 5.0)
+
+
+def test_a_plain_solver_that_is_not_here_is_told_before_it_runs():
+    """Guidance is too strong for the refined row, so that its plain solver would run."""
+    origin = Origin("refined", solver="res_multistep", sigmas=karras(4))
+    weak = row_of(sigmas=karras(4), weights=np.tri(4), form="history", settings={"cfg": 3.0}, origin=origin)
+    assert for_steps(LambdaTable([weak]), 4, 3.0).row.is_refined
+    with pytest.raises(DodeError, match="res_multistep"):
+        for_steps(LambdaTable([weak]), 4, 9.0)
+
+
 @pytest.mark.parametrize("run", range(1, 9))
 def test_a_row_of_as_many_steps_runs_its_last(run):
     part = for_last_steps(table_of(4, 8), 8, run, float(karras(8)[8 - run]), 5.0)

@@ -82,7 +82,7 @@ def test_the_route_says_what_cannot_be(server):
 
 @pytest.mark.browser
 def test_the_page(server, tmp_path):
-    """Paste, generate, distil. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
+    """Paste, generate, send to img2img, distil. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
     if lacking := browser.missing():
         pytest.skip(f"no browser tests: {lacking}")
     screenshots = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path)
@@ -102,6 +102,7 @@ def test_the_page(server, tmp_path):
     }  # fmt: skip
     assert f"D-ODE table: mine {digits}" in report["generated"]
     assert "It runs euler, 4 steps" in report["generated"]
+    assert report["sent"] == {"steps": "4", "table": f"mine {digits}"}  # no host sends the sampling method
     assert report["taken"] == {
         "prompts": "a cat", "negative": "a dog", "cfg": "5", "width": "64", "height": "64", "steps": "4",
     }  # fmt: skip
@@ -110,3 +111,15 @@ def test_the_page(server, tmp_path):
     assert report["markup"] == 0
     assert report["errors"] == []
     assert torch.tensor([size > 20_000 for size in report["sizes"]]).all()
+
+
+def test_a_table_is_made_over_the_api_and_taken(server):
+    request = {"prompts": ["a cat"], "negative_prompt": "a dog", "cfg_scale": 5, "width": 64, "height": 64}
+    status, reply = server.post(ROUTE, request | {"steps": "2", "quality": "quick", "name": "made"})
+    assert status == 200, reply
+    assert reply["table"].startswith("made")
+    assert reply["ended_early"] == ""
+    assert reply["lines"][0].startswith("at most ")
+    text = _infotext(server, steps=2)
+    assert "Steps: 2, Sampler: D-ODE" in text
+    assert f"D-ODE table: {reply['table']} " in text

@@ -52,6 +52,15 @@ await photograph("webui_accordion.png");
 report.markup = await page.locator('img[src="x"]').count();
 await page.keyboard.press("Escape");
 
+await page.locator("#txt2img_send_to_img2img").click();
+await page.waitForFunction(() => document.querySelector("#img2img_prompt textarea").value === "a cat");
+await page.locator("#script_img2img_dode_accordion").getByText("D-ODE", { exact: true }).first().click();
+await page.waitForFunction(() => document.querySelector("#script_img2img_dode_table input").value.startsWith("mine"));
+report.sent = {
+  steps: await value("img2img_steps"),
+  table: await value("script_img2img_dode_table"),
+};
+
 await page.getByRole("tab", { name: "Distil λ" }).or(page.getByRole("button", { name: "Distil λ" })).first().click();
 await page.locator("#dode_take").click();
 await page.waitForFunction(() => document.querySelector("#dode_prompts textarea").value !== "");

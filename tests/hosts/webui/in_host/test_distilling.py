@@ -15,7 +15,7 @@ def request_of(**changes: Any) -> Any:
     from dode_nodes.hosts.webui.request import Request
 
     common = {
-        "prompts": PROMPTS, "negative_prompt": "bad", "cfg_scale": 3.0, "width": 64, "height": 64, "steps": "3",
+        "prompts": PROMPTS, "negative_prompt": "bad", "cfg_scale": 3.0, "width": 64, "height": 64, "steps": "2",
         "quality": "quick", "name": "made", "for_comfyui": True,
     }  # fmt: skip
     return Request(**common | changes)
@@ -70,7 +70,7 @@ def test_the_rows_are_those_of_the_same_model_without_the_host(kind, host, small
     assert job.table.rows[0].settings["cfg"] == 3
     assert job.report is not None
     groups, schedule = by_hand(host, small_network, 3.0, flow=kind == "flow")
-    sigmas = make_sigmas("simple" if kind == "flow" else "karras", 3, schedule)
+    sigmas = make_sigmas("simple" if kind == "flow" else "karras", 2, schedule)
     with torch.inference_mode():
         targets = run_teacher(Latents(groups, 4), sigmas, Teacher(flow=kind == "flow"))
         rows = [distill(targets, sigmas, solver="euler", prediction=name) for name in ("noise", "data")]

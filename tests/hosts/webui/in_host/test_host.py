@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tests.hosts.webui.in_host.boot import module_of
-from tests.hosts.webui.in_host.pictures import runner
+from tests.hosts.webui.in_host.pictures import COMMON, runner
 
 
 def test_the_sampler_is_offered_once_however_often_the_ui_is_reloaded():
@@ -33,20 +35,44 @@ def test_the_sampler_is_offered_once_however_often_the_ui_is_reloaded():
     assert [each.name for each in held] == [*stock, "D-ODE"]
 
 
-def test_an_axis_of_the_plot_chooses_the_table(save, make):
-    from modules import processing, scripts
+def test_a_grid_of_tables(save, make, monkeypatch):
+    """By the host's own X/Y/Z plot: each picture is the one that its table makes, and says so."""
+    from modules import processing, scripts, shared
 
-    table = save("mine", 4)
+    from dode_nodes.hosts.webui import axis
+
+    save("mine", 4)
+    save("other", 4, lam=-0.5)
+    axis.add()
     plot = next(data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options"))
-    (option,) = (each for each in plot.axis_options if each.label == "[D-ODE] λ table")
-    assert "mine" in option.choices()
-    p = processing.StableDiffusionProcessingTxt2Img(
-        prompt="a cat", steps=4, width=64, height=64, sampler_name="D-ODE", scheduler="Automatic",
-        do_not_save_samples=True, do_not_save_grid=True,
-    )  # fmt: skip
-    p.scripts, p.script_args = runner(scripts, "none")
-    option.apply(p, "mine", ["none", "mine"])
-    assert f"λ table mine {table.sha256[:8]}" in processing.process_images(p).comments
+    ours = [option for option in plot.axis_options if option.label == "[D-ODE] λ table"]
+    assert ours[0].choices()[:2] == ["auto", "none"]
+    assert {"mine", "other"} < set(ours[0].choices())
+    script = plot.Script()
+    script.current_axis_options = [plot.axis_options[0], *ours]  # the first is none
+    names = ["none", "mine", "other"]
+    given = {
+        "x_type": 1, "x_values_dropdown": names, "include_lone_images": True, "no_fixed_seeds": True,
+        "items_per_grid": 9,
+    }  # fmt: skip
+    asked = [name for name in inspect.signature(script.run).parameters if name != "p"]
+    empty = {
+        name: [] if name.endswith("dropdown") else "" if name.endswith("_values") else 0 for name in asked
+    }
+    monkeypatch.setitem(shared.opts.data, "grid_save", False)
+    p = processing.StableDiffusionProcessingTxt2Img(**COMMON)
+    p.scripts, p.script_args = runner(scripts, "auto")
+    shared.state.begin(job="a grid")
+    try:
+        done = script.run(p, **empty | {name: value for name, value in given.items() if name in asked})
+    finally:
+        shared.state.end()
+    alone = [make(name) for name in names]
+    pictures = [np.asarray(image) for image in done.images[-3:]]
+    assert all(np.array_equal(each, one.pixels) for each, one in zip(pictures, alone, strict=True))
+    assert len({one.pixels.tobytes() for one in alone}) == 3
+    said = [next(part for part in text.split(", ") if "D-ODE table" in part) for text in done.infotexts[-3:]]
+    assert [each.split()[2] for each in said] == names
 
 
 def test_pasting_an_infotext_makes_the_same_picture(save, make):

@@ -34,8 +34,7 @@ def settings_of(kind: str) -> dict[str, Any]:
     return {name: value.copy() if hasattr(value, "copy") else value for name, value in KINDS[kind].items()}
 
 
-@pytest.mark.whole_network
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("txt2img", marks=pytest.mark.whole_network), *list(KINDS)[1:]])
 def test_without_a_table_every_pixel_is_the_hosts_own(kind, make):
     ours = make("auto", **settings_of(kind))
     stock = make("auto", sampler_name=STOCK, **settings_of(kind))
@@ -152,6 +151,55 @@ def test_interrupting_gives_what_there_is(save, make):
     assert not torch.allclose(picture.latents, make("mine", steps=8).latents, atol=1e-3)
 
 
+def test_skipping_ends_a_picture_and_not_the_next(save, make):
+    from modules import script_callbacks, shared
+
+    def skip(params: Any) -> None:
+        if params.sampling_step == 2 and shared.state.job_no == 0:
+            shared.state.skip()
+
+    save("mine", 8)
+    script_callbacks.on_cfg_denoiser(skip)
+    shared.state.job_no = 0
+    try:
+        skipped, whole = make("mine", steps=8, n_iter=2).latents
+    finally:
+        script_callbacks.remove_callbacks_for_function(skip)
+        shared.state.skipped = False
+    assert skipped.isfinite().all()
+    assert not torch.allclose(skipped, make("mine", steps=8).latents[0], atol=1e-3)
+    torch.testing.assert_close(whole, make("mine", steps=8, seed=4).latents[0], atol=1e-3, rtol=1e-3)
+
+
+def test_the_live_preview_and_the_progress_follow_the_run(save, make, monkeypatch):
+    from modules import script_callbacks, shared
+
+    for name, value in {"live_previews_enable": True, "show_progress_type": "Approx cheap"}.items():
+        monkeypatch.setitem(shared.opts.data, name, value)
+    seen: list[np.ndarray] = []
+    done: list[int] = []
+
+    def look(params: Any) -> None:
+        if shared.state.current_latent is not None:
+            shared.state.do_set_current_image()
+            seen.append(np.asarray(shared.state.current_image, dtype=float))
+            done.append(shared.state.sampling_step)
+
+    save("mine", 4)
+    shared.state.begin(job="looking")
+    script_callbacks.on_cfg_denoiser(look)
+    try:
+        make("mine")
+        shared.state.do_set_current_image()
+        end = np.asarray(shared.state.current_image, dtype=float)
+    finally:
+        script_callbacks.remove_callbacks_for_function(look)
+        shared.state.end()
+    assert done == [0, 1, 2]
+    distances = [np.abs(each - end).mean() for each in seen]
+    assert distances[0] > distances[1] > distances[2] > 0
+
+
 def test_an_inner_pass_of_another_script_has_the_whole_pictures_table(save, make):
     from modules import processing, scripts
 
@@ -191,6 +239,22 @@ def test_a_table_for_another_kind_of_model_is_not_run(save, make):
         f"{STOCK} runs: this λ table was made for another kind of model: its family is 'sdxl'" in picture.said
     )
     assert torch.equal(picture.latents, make("none").latents)
+
+
+def test_a_row_that_cannot_run_means_stock_of_the_steps_that_were_asked_for(save, make, lambdas):
+    from dode_nodes import LambdaRow, LambdaTable
+
+    mine = save("mine", 5)
+    (row,) = mine.rows
+    asks_more = LambdaRow("heun", row.sigmas, row.evaluations, row.weights)
+    LambdaTable([asks_more], model=mine.model).save(lambdas / "wrong.safetensors")
+    picture = make("wrong", steps=4)
+    assert (
+        f"D-ODE: {STOCK} runs: the λ table wrong {LambdaTable([asks_more]).sha256[:8]} cannot be used: "
+        "the sampler 'heun' asks the network 9 times" in picture.said
+    )
+    assert picture.said.count("D-ODE:") == 1
+    assert torch.equal(picture.latents, make(sampler_name=STOCK, steps=4).latents)
 
 
 def test_another_checkpoint_of_the_family_is_said(save, make):
