@@ -168,7 +168,7 @@ For your own model, replace the demo model with its loader and choose its table 
     ),
     demo: demo([0, 390], "eps", 8),
     table: load([0, 610], "demo_eps.safetensors"),
-    empty: emptyLatent([0, 750], 64, 5),
+    empty: emptyLatent([0, 900], 64, 5),
 
     ksampler: dodeKSampler([390, 0], { ...fixed(7), steps: 6, cfg: 2 }),
     apply: { type: "DODE_ApplyLambdas", at: [390, 650], size: [270, 78] },
@@ -265,7 +265,7 @@ For your own model, use its loader, its ModelSampling node, its cfg and its kind
     ),
     demo: demo([0, 360], "flow", 5),
     table: load([0, 580], "demo_flow.safetensors"),
-    empty: emptyLatent([0, 720], 64, 4),
+    empty: emptyLatent([0, 870], 64, 4),
     stock: kSampler([390, 0], { ...fixed(7), steps: 4, cfg: 2, sampler_name: "euler", scheduler: "simple" }),
     decode1: decode([390, 540]),
     enlarge1: enlarge([390, 660]),
