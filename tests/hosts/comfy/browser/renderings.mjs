@@ -12,6 +12,7 @@ export async function tryRendering(page, { vue, workflow, changes, screenshot })
   await page.evaluate(([id, value]) => window.app.api.storeSetting(id, value), [VUE, vue]);
   await page.reload();
   await ready(page);
+  await page.waitForTimeout(2000); // the front end opens the graph of before
   await load(page, workflow);
   await setWidgets(page, changes);
   const failure = await run(page);
