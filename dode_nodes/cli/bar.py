@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from types import TracebackType
+from typing import NoReturn
 
 from tqdm import tqdm
 
@@ -51,3 +53,11 @@ class Bar:
             self._bar.total = progress.total
             self._bar.set_description(progress.stage, refresh=False)
             self._bar.update(progress.done - self._bar.n)
+
+
+def raise_with(error: BaseException, where: str) -> NoReturn:
+    """End as the error does, and say where what was found by then is."""
+    if isinstance(error, KeyboardInterrupt):
+        raise KeyboardInterrupt(where) from error
+    print(where, file=sys.stderr)
+    raise error

@@ -6,7 +6,6 @@ Under ``torchrun``, every rank does the same on a share of the latents. The firs
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,7 @@ from ..tables.describe import summary_text
 from ..tables.publish import first_free, numbered
 from ..tables.row import PREDICTIONS
 from ..tables.table import LambdaTable
-from .bar import Bar
+from .bar import Bar, raise_with
 from .once import Once, Work
 
 if TYPE_CHECKING:
@@ -37,7 +36,7 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 _CHECKPOINT_CFG = 7.0
-_MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
+MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +95,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                      "(default: by quality)")  # fmt: skip
     fit.add_argument("--micro-batch", type=int, metavar="N",
                      help="latents to evaluate at once; does not change the table "
-                     f"(default: {_MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
+                     f"(default: {MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
                      "4)")  # fmt: skip
     fit.add_argument("--redo", action="store_true",
                      help="fit again what was fitted before, and from the beginning what was interrupted")  # fmt: skip
@@ -146,11 +145,7 @@ def _found(options: argparse.Namespace, stop_if_asked: Callable[[], None]) -> La
             raise
         out = options.out
         partial = first_free(numbered(out.with_stem(f"{out.stem}-partial")), table.save)
-        where = f"the rows found so far are saved in {partial}"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(where) from error
-        print(where, file=sys.stderr)
-        raise
+        raise_with(error, f"the rows found so far are saved in {partial}")
 
 
 def _work(options: argparse.Namespace, bar: Bar) -> Work:
@@ -252,7 +247,7 @@ class Embedded:
         )
         seeds = seeds_to_fit(options.seed, options.latents + UNSEEN)
         latents, unseen = (
-            demo_latents(model, options.cfg, part, options.micro_batch or _MICRO_BATCH, options.prompt)
+            demo_latents(model, options.cfg, part, options.micro_batch or MICRO_BATCH, options.prompt)
             for part in (seeds[: options.latents], seeds[options.latents :])
         )
         schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -25,9 +24,8 @@ from ..tables.lora_file import content_hash, write_lora
 from ..tables.publish import check_new, first_free, numbered
 from ..tables.row import LambdaRow
 from ..tables.table import LambdaTable
-from .bar import Bar
-
-_MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
+from .bar import Bar, raise_with
+from .make_table import MICRO_BATCH
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -48,10 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     rows.add_argument("--table", type=Path, metavar="FILE",
                       help="a λ table with rows for these steps (default: they are distilled first)")  # fmt: skip
     training = parser.add_argument_group("the training")
-    meanings = "; ".join(
-        f"{name}: {each.latents} noises, {each.iterations} batches for each number of steps"
-        for name, each in LORA_QUALITIES.items()
-    )
+    meanings = "; ".join(f"{name}: {each.words}" for name, each in LORA_QUALITIES.items())
     training.add_argument("--quality", choices=LORA_QUALITIES, default=GOOD,
                           help="how much work it may be, distilling the rows included "
                           f"(default: %(default)s). {meanings}")  # fmt: skip
@@ -89,11 +84,7 @@ def train(options: argparse.Namespace) -> int:
         partial = options.out.with_stem(f"{options.out.stem}-partial")
         if work is None or not (saved := work.save(partial)):
             raise
-        where = f"what was found so far is saved in {' and '.join(map(str, saved))}"
-        if isinstance(error, KeyboardInterrupt):
-            raise KeyboardInterrupt(where) from error
-        print(where, file=sys.stderr)
-        raise
+        raise_with(error, f"what was found so far is saved in {' and '.join(map(str, saved))}")
     saved = work.save(options.out)
     print(work.pipeline.report())
     print("\n".join(["", *map(str, saved)]))
@@ -131,7 +122,7 @@ class Work:
             raise DodeError(f"set --latents to at least 2, one to train and one to check on; it is {count}")
 
         def latents(seeds: range) -> Latents:
-            return demo_latents(self._model, cfg, seeds, _MICRO_BATCH, options.prompt)
+            return demo_latents(self._model, cfg, seeds, MICRO_BATCH, options.prompt)
 
         of_rows = quality_of(options.quality).count(len(options.prompt or []))
         seeds = seeds_to_fit(options.seed, of_rows + count)

@@ -198,8 +198,13 @@ def noise_schedule(kind: str) -> NoiseSchedule:
     return NoiseSchedule.stable_diffusion() if kind == "eps" else NoiseSchedule.rectified_flow()
 
 
+def weights_folder() -> Traversable:
+    """Where the weights are: of this package by whatever name, for in ComfyUI it has another."""
+    return resources.files(__package__) / "weights"
+
+
 def _file(name: str) -> Traversable:
-    return resources.files(__package__) / "weights" / f"{name}.safetensors"
+    return weights_folder() / f"{name}.safetensors"
 
 
 def load_weights(module: Network, file: Traversable, command: str) -> Network:

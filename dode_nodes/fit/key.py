@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Set
+from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
@@ -30,6 +31,36 @@ Known = Callable[[Any], Any]
 def refuse(value: Any) -> Any:
     """Of things that nothing is known of."""
     raise NoKey(type(value).__name__)
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a fit is known by.
+
+    Attributes:
+        key: see ``key_of``; "" where there is none.
+        unlike: what in the fit cannot be compared, so that there is none.
+    """
+
+    key: str = ""
+    unlike: str = ""
+
+    @classmethod
+    def of(cls, key: Callable[[], str]) -> Identity:
+        """By a key, unless what makes it raises ``NoKey``."""
+        try:
+            return cls(key())
+        except NoKey as what:
+            return cls(unlike=str(what))
+
+    @property
+    def remarks(self) -> list[str]:
+        """What the user should know, one line each."""
+        if not self.unlike:
+            return []
+        return [
+            f"this fit will not be recognised another time, because of {self.unlike}: it is made anew each time"
+        ]
 
 
 def key_of(parts: Mapping[str, Any], known: Known = refuse) -> str:

@@ -14,7 +14,7 @@ from ..errors import DodeError
 from ..tables.kept import Kept
 from ..tables.notes import Notes
 from ..tables.table import LambdaTable
-from .key import NoKey
+from .key import Identity
 from .ranks import rank_and_size
 
 
@@ -23,27 +23,22 @@ class KnownFit:
     """A fit as another run of the same knows it.
 
     Attributes:
-        key: see ``fit.key``; "" where nothing is to be kept.
-        unlike: what in it cannot be compared, so that there is none.
+        identity: without a key where nothing is to be kept.
     """
 
-    key: str = ""
-    unlike: str = ""
+    identity: Identity
 
     @classmethod
     def by(cls, key: Callable[[], str], *, redo: bool = False) -> KnownFit:
-        """By its key, unless that raises ``NoKey``. The ranks of a group keep nothing: each has a share of the work.
+        """By its key; see ``Identity.of``. The ranks of a group keep nothing: each has a share of the work.
 
         Args:
             key: makes it.
             redo: what is known of it is forgotten.
         """
         if rank_and_size()[1] > 1:
-            return cls()
-        try:
-            fit = cls(key())
-        except NoKey as what:
-            return cls(unlike=str(what))
+            return cls(Identity())
+        fit = cls(Identity.of(key))
         if redo and fit.work is not None:
             fit.work.clear()
         return fit
@@ -51,16 +46,14 @@ class KnownFit:
     @property
     def work(self) -> Kept | None:
         """What is kept while it is not done."""
-        return Kept(_folder() / "work", self.key, Notes(_folder() / "fits.jsonl")) if self.key else None
+        if not self.identity.key:
+            return None
+        return Kept(_folder() / "work", self.identity.key, Notes(_folder() / "fits.jsonl"))
 
     @property
     def remarks(self) -> list[str]:
         """What the user should know, one line each."""
-        if not self.unlike:
-            return []
-        return [
-            f"this fit will not be recognised another time, because of {self.unlike}: it is made anew each time"
-        ]
+        return self.identity.remarks
 
     def table(self) -> LambdaTable | None:
         """What it has come to; None where it has not been made, or is not known any more."""

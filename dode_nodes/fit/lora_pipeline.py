@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from ..errors import DodeError
 from ..sigmas import same_sigma
 from ..tables.describe import columns, number, percent
@@ -39,6 +41,11 @@ class LoraQuality:
 
     latents: int
     iterations: int
+
+    @property
+    def words(self) -> str:
+        """What it is, for people."""
+        return f"{self.latents} noises, {self.iterations} batches for each number of steps"
 
 
 LORA_QUALITIES = {
@@ -97,6 +104,11 @@ class Outcome:
         return replace(self.row, trained_lora=trained)
 
 
+def teacher_schedule(make_sigmas: MakeSigmas, *, flow: bool) -> Tensor:
+    """The σ that the teacher's grid is made of, and where its latents and the rows begin."""
+    return make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, False)
+
+
 class LoraPipeline:
     """Trains one LoRA for rows of one or more numbers of steps.
 
@@ -134,19 +146,15 @@ class LoraPipeline:
         *,
         flow: bool,
     ) -> None:
-        self._latents, self._adapters, self._recipe, self._make_sigmas = (
-            latents,
-            adapters,
-            recipe,
-            make_sigmas,
-        )
+        self._latents, self._adapters = latents, adapters
+        self._recipe, self._make_sigmas = recipe, make_sigmas
         self._steps = list(steps)
         self._distillation = rows if isinstance(rows, Pipeline) else None
         self.rows: list[LambdaRow] = [] if isinstance(rows, Pipeline) else list(rows)
         self.outcomes: list[Outcome] = []
         self.losses: list[float] = []
         self.stopped_at: int | None = None
-        schedule = make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, False)
+        schedule = teacher_schedule(make_sigmas, flow=flow)
         for row in self.rows:
             if not same_sigma(float(row.sigmas[0]), float(schedule[0])):
                 raise DodeError(

@@ -1,6 +1,6 @@
 """Low-rank adapters beside the frozen weights of a network (LoRA, Hu et al. 2022, arXiv:2106.09685).
 
-For networks that are plain modules. A host that has adapters of its own puts on those.
+By forward hooks, on whatever is a plain module: also on networks that a host loads and patches in ways of its own.
 """
 
 from __future__ import annotations

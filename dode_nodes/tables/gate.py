@@ -98,7 +98,7 @@ def _not_negative(check: Check) -> Check:
     return lambda value: check(value) and value >= 0
 
 
-def _digits(count: int) -> Check:
+def is_hexadecimal(count: int) -> Check:
     """The first of a hash, or all: hexadecimal, in lower case."""
     return lambda value: isinstance(value, str) and re.fullmatch(f"[0-9a-f]{{{count}}}", value) is not None
 
@@ -134,7 +134,7 @@ SETTINGS: Mapping[str, Check] = {
 
 MODEL: Mapping[str, Check] = {
     "name": is_line,
-    "autov2": _digits(10),
+    "autov2": is_hexadecimal(10),
     "kind": is_name,
     "family": is_name,
     "prediction_type": is_name,
@@ -151,7 +151,9 @@ MODEL: Mapping[str, Check] = {
             "more_values": _list_of(_any_number),
         }
     ),
-    "patches": _object_of({"weights": is_count, "strengths": _list_of(is_number), "content": _digits(64)}),
+    "patches": _object_of(
+        {"weights": is_count, "strengths": _list_of(is_number), "content": is_hexadecimal(64)}
+    ),
 }
 """What is known of a table's model."""
 

@@ -15,6 +15,7 @@ from .gate import (
     check_schedule,
     finite,
     is_count,
+    is_hexadecimal,
     is_line,
     is_name,
     is_number,
@@ -26,6 +27,7 @@ from .solver_options import checked_options
 
 Part = TypeVar("Part")
 
+_is_sha256 = is_hexadecimal(64)
 _DATE = re.compile(r"[0-9]{4}-[0-1][0-9]-[0-3][0-9]")
 
 DISTILLED, REFINED, PLAIN = "distilled", "refined", "plain"
@@ -312,10 +314,6 @@ class TrainedLora:
     def to_json(self) -> dict[str, Any]:
         """All fields."""
         return {each.name: getattr(self, each.name) for each in fields(self)}
-
-
-def _is_sha256(value: Any) -> bool:
-    return isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
 
 
 def _known(part: Any) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ...errors import DodeError
-from ..models import KINDS, DemoModel, load_weights, noise_schedule
+from ..models import KINDS, DemoModel, load_weights, noise_schedule, weights_folder
 from .networks import LATENT_CHANNELS, Autoencoder, plain_unet, words_unet
 from .small import to_pixels
 from .vocabulary import Vocabulary, prompts_of
@@ -28,8 +28,6 @@ SUBJECTS = ("cat", "heart", "moon", "smiling", "fruit", "panda", "sun", "strawbe
 """What it draws well."""
 
 _COMMAND = "python -m dode_nodes.demo.colour.train"
-# By no name: in ComfyUI the package has another.
-_WEIGHTS = Path(__file__).resolve().parent.parent / "weights"
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +104,7 @@ def load_colour_model(
     """
     if kind not in KINDS:
         raise DodeError(f"no colour model is called {kind!r}; there are {', '.join(KINDS)}")
-    folder = folder or _WEIGHTS
+    folder = folder or Path(str(weights_folder()))
     file, command = folder / f"colour_{kind}.safetensors", f"{_COMMAND} {kind}"
     if kind == "eps":
         plain = load_weights(plain_unet(), file, command).to(device, dtype)

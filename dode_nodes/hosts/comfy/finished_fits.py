@@ -12,7 +12,7 @@ import comfy.model_management
 import folder_paths
 
 from ...errors import TableError
-from ...fit.key import NoKey
+from ...fit.key import Identity
 from ...tables.kept import Kept
 from ...tables.notes import Notes
 from ...tables.table import LambdaTable
@@ -33,21 +33,16 @@ class Fit:
 
     Attributes:
         request: the request.
-        key: see ``key_of_request``; "" where there is none.
-        unlike: what in it cannot be compared, so that there is none.
+        identity: by ``key_of_request``.
     """
 
     request: Request
-    key: str
-    unlike: str = ""
+    identity: Identity
 
     @classmethod
     def of(cls, request: Request, *, redo: bool = False) -> Fit:
         """``redo``: what was kept of a fit that was ended is not gone on with."""
-        try:
-            fit = cls(request, key_of_request(request))
-        except NoKey as what:
-            return cls(request, "", str(what))
+        fit = cls(request, Identity.of(lambda: key_of_request(request)))
         if redo and fit.work is not None:
             fit.work.clear()
         return fit
@@ -55,16 +50,13 @@ class Fit:
     @property
     def work(self) -> Kept | None:
         """What is kept while the fit is not done: where tables are."""
-        return Kept(table_files.save_folder(), self.key, _notes()) if self.key else None
+        key = self.identity.key
+        return Kept(table_files.save_folder(), key, _notes()) if key else None
 
     @property
     def remarks(self) -> list[str]:
         """What the user should know, one line each."""
-        if not self.unlike:
-            return []
-        return [
-            f"this fit will not be recognised another time, because of {self.unlike}: it is made anew each time"
-        ]
+        return self.identity.remarks
 
     def find(self, node_id: str | None) -> Distilled | None:
         """What the fit has come to; None where it has not been made, or its table is gone or was changed."""
@@ -87,10 +79,10 @@ class Fit:
             return
         self.work.clear()
         self._keep_latents(distilled)
-        _notes().add(fit=self.key, table=str(place.absolute()), numbers=distilled.table.sha256)
+        _notes().add(fit=self.identity.key, table=str(place.absolute()), numbers=distilled.table.sha256)
 
     def _table(self) -> LambdaTable | None:
-        for note in _notes().find(fit=self.key) if self.key else []:
+        for note in _notes().find(fit=self.identity.key) if self.identity.key else []:
             try:
                 table = LambdaTable.load(note["table"]) if "table" in note else None
             except TableError:
@@ -100,7 +92,7 @@ class Fit:
         return None
 
     def _latents(self) -> Kept:
-        return Kept(_folder() / "finished", self.key, _notes(), _MOST_BYTES, "latents")
+        return Kept(_folder() / "finished", self.identity.key, _notes(), _MOST_BYTES, "latents")
 
     def _keep_latents(self, distilled: Distilled) -> None:
         latents = {name: packed(getattr(distilled, name)).cpu() for name in _LATENTS}

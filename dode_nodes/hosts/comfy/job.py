@@ -254,7 +254,8 @@ class Distillation:
         """The most that was taken of the device's; where it has none of its own, what the process has."""
         device, process = self._request.model.load_device, psutil.Process()
         own = device.type == "cuda"
-        return f"{(torch.cuda.max_memory_allocated(device) if own else process.memory_info().rss) / 2**30:.1f} GiB"
+        most = torch.cuda.max_memory_allocated(device) if own else process.memory_info().rss
+        return f"{most / 2**30:.1f} GiB"
 
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""

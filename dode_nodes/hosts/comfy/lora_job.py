@@ -12,10 +12,9 @@ from torch import nn
 
 from ...fit.latents import Group, Latents, Sample
 from ...fit.lora import LoraRecipe
-from ...fit.lora_pipeline import TEACHER_STEPS, LoraPipeline
+from ...fit.lora_pipeline import LoraPipeline, teacher_schedule
 from ...fit.low_rank import LowRank
 from ...fit.progress import Reporter
-from ...fit.quality import start_schedule
 from ...tables.lora_file import Factors
 from ...tables.row import LambdaRow
 from .guiders import Conditioning, cfg_guider
@@ -64,11 +63,10 @@ class LoraDistillation:
     def __init__(self, request: LoraRequest, reporter: Reporter) -> None:
         check_no_cache(request.model)
         self._reporter = reporter
-        self._model = request.model
         with torch.inference_mode(False):
             flow, make_sigmas = is_flow(request.model), schedules_of(request.model)
             request.model.model.requires_grad_(False)
-            latents = _latents(request, make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, False))
+            latents = _latents(request, teacher_schedule(make_sigmas, flow=flow))
             self._adapters = LowRank(
                 request.model.model.diffusion_model,
                 request.rank,

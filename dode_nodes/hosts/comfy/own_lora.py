@@ -46,9 +46,8 @@ def loras_on(model: ModelPatcher) -> dict[str, list[float]]:
     for key, patches in model.patches.items():
         for strength, adapter, *_ in patches:
             if (factors := _factors(adapter)) is not None:
-                loads[id(adapter.loaded_keys), float(strength)][key] = (
-                    factors  # of one load those are one object
-                )
+                load = id(adapter.loaded_keys)  # one object for all adapters of a load
+                loads[load, float(strength)][key] = factors
     found: dict[str, list[float]] = defaultdict(list)
     for (_, strength), factors_of_load in loads.items():
         found[content_hash(factors_of_load)].append(round(strength, 6))

@@ -61,8 +61,7 @@ def row_sampler(
             return x
         check_sigmas(sigmas)
         row = choose(sigmas)
-        remarks = [*remarks, *own_lora_remarks(row, guider.model_patcher)]
-        remark(node_id, [*remarks, *_usage(row, guider, x)])
+        remark(node_id, [*remarks, *_remarks_on(row, guider, x)])
         solver = resolve(row.solver)
         settings = {"extra_args": extra_args} | handed | dict(row.solver_options)
         held = _held_by((extra_args or {}).get("denoise_mask"), guider, sigmas, extra_args or {})
@@ -134,8 +133,11 @@ def row_for_sigmas(table: LambdaTable, sigmas: torch.Tensor, solver: str | None)
     return match.row
 
 
-def _usage(row: LambdaRow, guider: Guider, latent: torch.Tensor) -> list[str]:
-    return usage_remarks(row, guidance_scale(guider), latent, pixels_per_side(guider.model_patcher))
+def _remarks_on(row: LambdaRow, guider: Guider, latent: torch.Tensor) -> list[str]:
+    """On its LoRA, and on what differs from what it was made with."""
+    model = guider.model_patcher
+    usage = usage_remarks(row, guidance_scale(guider), latent, pixels_per_side(model))
+    return [*own_lora_remarks(row, model), *usage]
 
 
 def apply_to_model(
@@ -164,8 +166,7 @@ def apply_to_model(
             remark(node_id, [f"λ is not applied, the stock sampler runs: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         handed = dict(zip(("callback", "noise", "latent_image", "denoise_mask"), args, strict=False)) | kwargs
-        remarks = own_lora_remarks(match.row, guider.model_patcher)
-        remark(node_id, [*remarks, *_usage(match.row, guider, handed["noise"])])
+        remark(node_id, _remarks_on(match.row, guider, handed["noise"]))
         held = _held_by(handed.get("denoise_mask"), guider, sigmas, extra_args)
         run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row, held)
         with _corrected(guider, run):

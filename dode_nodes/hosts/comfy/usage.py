@@ -42,22 +42,24 @@ def opponent_of(row: LambdaRow, make_sigmas: MakeSigmas) -> Opponent:
     The plain solver that the row began with where none was looked for, where this ComfyUI lacks it, and where its
     schedule begins elsewhere.
     """
-    if (setting := row.best_stock) is not None:
-        try:
-            solver, options = setting.solver_and_options()
-            resolve(solver)
-            sigmas = (
-                make_sigmas(setting.scheduler, row.nfe, setting.discard_penultimate).double().cpu().numpy()
-            )
-        except DodeError:
-            pass
-        else:
-            steps = len(sigmas) - 1
-            if steps == row.nfe and same_sigma(float(sigmas[0]), float(row.plain.sigmas[0])):
-                best = LambdaRow(solver, sigmas, (1,) * steps, np.zeros(steps), solver_options=options)
-                return Opponent(best, f"best stock: {setting_text(setting)}", setting)
+    if (setting := row.best_stock) is not None and (best := _as_row(setting, row, make_sigmas)) is not None:
+        return Opponent(best, f"best stock: {setting_text(setting)}", setting)
     plain = stock_row(row)
     return Opponent(plain, plain.solver)
+
+
+def _as_row(setting: StockSetting, like: LambdaRow, make_sigmas: MakeSigmas) -> LambdaRow | None:
+    """A setting with the evaluations and the first σ of another row; None where this ComfyUI has no such."""
+    try:
+        solver, options = setting.solver_and_options()
+        resolve(solver)
+        sigmas = make_sigmas(setting.scheduler, like.nfe, setting.discard_penultimate).double().cpu().numpy()
+    except DodeError:
+        return None
+    steps = len(sigmas) - 1
+    if steps != like.nfe or not same_sigma(float(sigmas[0]), float(like.plain.sigmas[0])):
+        return None
+    return LambdaRow(solver, sigmas, (1,) * steps, np.zeros(steps), solver_options=options)
 
 
 def opponent_text(opponent: Opponent) -> str:

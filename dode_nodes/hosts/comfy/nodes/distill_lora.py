@@ -36,10 +36,7 @@ class DistillLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """Inputs and outputs."""
-        meanings = ". ".join(
-            f"{name}: {each.latents} noises, {each.iterations} batches for each number of steps"
-            for name, each in LORA_QUALITIES.items()
-        )
+        meanings = ". ".join(f"{name}: {each.words}" for name, each in LORA_QUALITIES.items())
         return schema(
             node_id="DODE_DistillLoRA",
             display_name="Distill LoRA",

@@ -57,7 +57,6 @@ def table(model: Any) -> LambdaTable:
 def train(pack: SimpleNamespace, run_node: Any, lambdas_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The node, on little."""
     monkeypatch.setattr("dode_nodes.fit.lora_pipeline.TEACHER_STEPS", 4)
-    monkeypatch.setattr("dode_nodes.hosts.comfy.lora_job.TEACHER_STEPS", 4)
     monkeypatch.setitem(LORA_QUALITIES, "quick", LoraQuality(4, 6))
     asked = {
         "positive": prompt(1), "negative": prompt(2), "cfg": 2.0, "latent": {"samples": torch.zeros(1, 4, 8, 8)},
