@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from ..errors import TableError
@@ -28,6 +29,8 @@ SUFFIX = ".dode-work"
 MOST_BYTES = 2**30
 """Of all such files in a folder. The oldest are removed for new ones."""
 _SHOWN_DIGITS = 16
+_NOTHING = "-"
+"""A tensor in files that would have none: safetensors 0.4.2 writes those with a header that is no JSON."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +69,9 @@ class Kept:
         if hashlib.sha256(content).hexdigest() not in hashes:
             return None
         header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
-        return safetensors.torch.load(content), json.loads(header["__metadata__"]["facts"])
+        tensors = safetensors.torch.load(content)
+        tensors.pop(_NOTHING, None)
+        return tensors, json.loads(header["__metadata__"]["facts"])
 
     def save(self, tensors: Mapping[str, Tensor], facts: Any) -> None:
         """Keep this, in place of what there is; where that cannot be done, it is said in the log.
@@ -76,7 +81,8 @@ class Kept:
             facts: what JSON holds.
         """
         metadata = {"facts": json.dumps(facts)}
-        content = safetensors.torch.save({name: x.contiguous() for name, x in tensors.items()}, metadata)
+        whole = {name: x.contiguous() for name, x in tensors.items()} or {_NOTHING: torch.zeros(1)}
+        content = safetensors.torch.save(whole, metadata)
         try:
             self._make_room(len(content))
             publish(self._path, content, overwrite=True)

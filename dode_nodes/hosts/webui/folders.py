@@ -10,6 +10,8 @@ from ...tables.names import SUFFIX
 from .names import AUTO, NONE
 
 PACK_FOLDER = Path(__file__).resolve().parents[3] / "lambdas"
+_DEMO = {PACK_FOLDER / f"demo_{kind}{SUFFIX}" for kind in ("eps", "flow")}
+"""For the demo models, which are ComfyUI's alone: nobody needs to see them here."""
 
 
 def models_folder() -> Path:
@@ -38,10 +40,15 @@ def path_of(name: str) -> Path | None:
     return _found().get(name)
 
 
+def is_listed(path: Path | None) -> bool:
+    """Whether a table lies where it is found by itself."""
+    return path in _found().values()
+
+
 def _found() -> dict[str, Path]:
     """By name; where two folders have it, the first."""
     found: dict[str, Path] = {}
     for folder in folders():
-        for path in sorted(folder.rglob(f"*{SUFFIX}")):
+        for path in sorted({*folder.rglob(f"*{SUFFIX}")} - _DEMO):
             found.setdefault(path.relative_to(folder).as_posix().removesuffix(SUFFIX), path)
     return found

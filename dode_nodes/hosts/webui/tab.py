@@ -11,6 +11,8 @@ import gradio as gr
 
 from ...errors import DodeError
 from ...fit.quality import GOOD, QUALITIES
+from . import folders
+from .names import AUTO, SAMPLER
 from .request import Request
 
 if TYPE_CHECKING:
@@ -20,9 +22,16 @@ _LOOK_SECONDS = 0.5
 _JS = "js" if int(gr.__version__.split(".")[0]) > 3 else "_js"
 _TAKE = """() => {
     const of = (id, tag) => gradioApp().querySelector(`#txt2img_${id} ${tag}`).value;
-    return [of("prompt", "textarea"), of("neg_prompt", "textarea"), Number(of("cfg_scale", "input")),
+    const line = (id) => of(id, "textarea").trim().replace(/\\s*\\n\\s*/g, " ");
+    return [line("prompt"), line("neg_prompt"), Number(of("cfg_scale", "input")),
         Number(of("width", "input")), Number(of("height", "input")), of("steps", "input")];
 }"""
+"""There a prompt may have several lines; here each line is a prompt."""
+
+_NEXT = (
+    f"Now choose the sampling method {SAMPLER} in txt2img: {AUTO} finds this table. "
+    "To choose it by name, reload the list with the button beside it."
+)
 
 _job: Job | None = None
 
@@ -52,7 +61,11 @@ def make() -> list[tuple[Any, str, str]]:
                     width = gr.Slider(64, 2048, value=512, step=8, label="Width", elem_id="dode_width")
                     height = gr.Slider(64, 2048, value=512, step=8, label="Height", elem_id="dode_height")
                 with gr.Row():
-                    steps = gr.Textbox("6", label="Steps, such as 6 or 5, 6, 8 or 4-12", elem_id="dode_steps")
+                    steps = gr.Textbox(
+                        "6",
+                        label="Few steps, such as 6 or 5, 6, 8 or 4-12",
+                        elem_id="dode_steps",
+                    )
                     quality = gr.Radio(list(QUALITIES), value=GOOD, label="Quality", elem_id="dode_quality")
                 gr.Markdown("  \n".join(f"**{name}**: {each.words}" for name, each in QUALITIES.items()))
                 with gr.Row():
@@ -99,7 +112,7 @@ def _distil(
     while worker.is_alive():
         yield "\n".join([*job.lines, job.progress]), None
         time.sleep(_LOOK_SECONDS)
-    yield "\n".join(job.lines), job.report
+    yield "\n".join([*job.lines, _NEXT] if folders.is_listed(job.path) else job.lines), job.report
 
 
 def _cancel() -> None:

@@ -80,10 +80,26 @@ def test_another_extensions_sampler_stays_where_it_is(host, ours):
     assert [each.name for each in host.all_samplers] == ["DPM++ 2M", "Euler", "Another", "D-ODE"]
 
 
-def test_what_is_imported_when_the_host_starts_is_no_numerics():
-    code = (
-        "import sys; from dode_nodes.hosts.webui import names; import dode_nodes.fit.quality, dode_nodes.tables.names; "
-        "print([name for name in ('torch', 'numpy', 'safetensors', 'einops', 'tqdm') if name in sys.modules])"
-    )
+def test_an_unused_extension_imports_no_numerics():
+    """Neither when the host loads it, nor when it makes its page, nor at a picture of another sampler."""
+    code = """
+import sys
+from types import ModuleType, SimpleNamespace
+from unittest.mock import MagicMock
+
+HOST = ["fastapi", "fastapi.security", "gradio", "modules", "modules.ui_common", "pydantic"]
+sys.modules |= {name: MagicMock(__version__="4.40.0") for name in HOST}
+sys.modules["modules"].scripts.Script = sys.modules["pydantic"].create_model.return_value = object
+from dode_nodes.hosts.webui import extension, tab
+
+extension.load()
+script = extension.DodeScript()
+script.elem_id = str
+extension.folders.folders = lambda: [extension.folders.PACK_FOLDER]
+script.ui(False)
+tab.make()
+script.process(SimpleNamespace(sampler_name="Euler", hr_sampler_name=None), "auto")
+print([name for name in ("torch", "numpy", "safetensors", "einops", "tqdm", "PIL") if name in sys.modules])
+"""
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stderr

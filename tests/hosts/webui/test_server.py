@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import os
 import subprocess
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from dode_nodes import LambdaRow, LambdaTable
 from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
@@ -82,14 +85,14 @@ def test_the_route_says_what_cannot_be(server):
 
 @pytest.mark.browser
 def test_the_page(server, tmp_path):
-    """Paste, generate, send to img2img, distil. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
+    """Paste, generate, send to txt2img and to img2img, distil. Screenshots go to $DODE_SCREENSHOTS, if that is set."""
     if lacking := browser.missing():
         pytest.skip(f"no browser tests: {lacking}")
     screenshots = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path)
     digits = LambdaTable([_row(0.3)]).sha256[:8]
     infotext = (
-        "a cat\nNegative prompt: a dog\nSteps: 4, Sampler: D-ODE, Schedule type: Automatic, CFG scale: 5, Seed: 3, "
-        f"Size: 64x64, D-ODE table: mine {digits}"
+        "a cat,\nasleep\nNegative prompt: a dog\nSteps: 4, Sampler: D-ODE, Schedule type: Automatic, CFG scale: 5, "
+        f"Seed: 3, Size: 64x64, D-ODE table: mine {digits}"
     )
     done = subprocess.run(
         ["node", SCRIPT], text=True, capture_output=True, timeout=300, env=browser.node_environment(),
@@ -98,13 +101,19 @@ def test_the_page(server, tmp_path):
     assert done.returncode == 0, f"{done.stderr}\n{server.log[-3000:]}"
     report = json.loads(done.stdout)
     assert report["pasted"] == {
-        "prompt": "a cat", "sampler": "D-ODE", "steps": "4", "table": f"mine {digits}",
+        "prompt": "a cat,\nasleep", "sampler": "D-ODE", "steps": "4", "table": f"mine {digits}",
     }  # fmt: skip
     assert f"D-ODE table: mine {digits}" in report["generated"]
     assert "It runs euler, 4 steps" in report["generated"]
-    assert report["sent"] == {"steps": "4", "table": f"mine {digits}"}  # no host sends the sampling method
+    first, again = (Image.open(io.BytesIO(base64.b64decode(file))) for file in report["files"])
+    assert again.info == first.info
+    difference = np.asarray(again, dtype=int) - np.asarray(first)
+    assert np.abs(difference).max() <= 1  # a CPU rounds a picture one way or the other
+    assert report["sent"] == {"steps": "4", "table": f"mine {digits}"}
+    assert f"D-ODE table: mine {digits}" in report["repainted"]
+    assert "It runs euler, 4 steps" in report["repainted"]
     assert report["taken"] == {
-        "prompts": "a cat", "negative": "a dog", "cfg": "5", "width": "64", "height": "64", "steps": "4",
+        "prompts": "a cat, asleep", "negative": "a dog", "cfg": "5", "width": "64", "height": "64", "steps": "4",
     }  # fmt: skip
     assert "evaluations: teacher" in report["began"]
     assert report["ended"].endswith("it was interrupted")
@@ -114,7 +123,7 @@ def test_the_page(server, tmp_path):
 
 
 def test_a_table_is_made_over_the_api_and_taken(server):
-    request = {"prompts": ["a cat"], "negative_prompt": "a dog", "cfg_scale": 5, "width": 64, "height": 64}
+    request = {"prompts": ["a cat"], "negative_prompt": "a dog", "cfg_scale": 5, "width": 16, "height": 16}
     status, reply = server.post(ROUTE, request | {"steps": "2", "quality": "quick", "name": "made"})
     assert status == 200, reply
     assert reply["table"].startswith("made")

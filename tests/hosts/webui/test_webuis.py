@@ -50,7 +50,8 @@ def tested(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def test_all_passes_there(tested: SimpleNamespace, record_property: Callable[[str, object], None]) -> None:
     counts = re.findall(r"^.*\d+ (?:passed|failed|errors?)\b.*$", tested.done.stdout, re.M)
-    record_property(str(tested.host), counts[-1] if counts else "no test has run")
+    versions = re.findall(r"^with .*$", tested.done.stdout, re.M)
+    record_property(str(tested.host), ", ".join([*counts[-1:], *versions]) or "no test has run")
     assert tested.done.returncode == 0, tested.done.stdout[-20000:] + tested.done.stderr[-5000:]
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import inspect
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,11 +18,25 @@ import torch
 from tests.hosts.webui.in_host.boot import boot, load_checkpoint, text_encoder_of, wrapper_of
 from tests.hosts.webui.in_host.pictures import COMMON, DATA, SmallNetwork, noise_picture, runner
 
+LIBRARIES = ("einops", "numpy", "Pillow", "safetensors", "torch")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Which versions it ran with: the hosts have old ones."""
+    versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES)
+    terminalreporter.write_line(f"with {versions}")
+
 
 @pytest.fixture(scope="session", autouse=True)
-def host() -> Any:
-    """The model, as the host has loaded it."""
+def booted() -> set[str]:
+    """What of the pack was imported when the host had loaded its scripts."""
     boot(Path(os.environ["DODE_WEBUI_CHECKOUT"]), DATA)
+    return {name for name in sys.modules if name.startswith("dode_nodes.")}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def host(booted: set[str]) -> Any:
+    """The model, as the host has loaded it."""
     model = load_checkpoint("tiny")
     for module in text_encoder_of(model).modules():
         if isinstance(layers := getattr(module, "layers", None), torch.nn.ModuleList):
@@ -63,17 +79,20 @@ def save(host: Any, lambdas: Path) -> Callable[..., Any]:
 
 @pytest.fixture
 def make() -> Callable[..., SimpleNamespace]:
-    """``make(table=..., kind="txt2img", **settings)``: a picture, as the host's own scripts have it made."""
+    """``make(table=..., kind="txt2img", others=[], **settings)``: a picture, as the host's own scripts have it made,
+    and others of the test's."""
     from modules import processing, scripts
 
-    def make(table: str | None = "auto", kind: str = "txt2img", **settings: Any) -> SimpleNamespace:
+    def make(
+        table: str | None = "auto", kind: str = "txt2img", others: Any = (), **settings: Any
+    ) -> SimpleNamespace:
         cls = getattr(processing, f"StableDiffusionProcessing{kind.capitalize().replace('2i', '2I')}")
         settings.setdefault("override_settings", {})
         if kind == "img2img":
             settings.setdefault("init_images", [noise_picture()])
         known = inspect.signature(cls).parameters  # Forge has some for hires fix that it cannot do without
         p = cls(**{name: value for name, value in (COMMON | settings).items() if name in known})
-        p.scripts, p.script_args = runner(scripts, table)
+        p.scripts, p.script_args = runner(scripts, table, *others)
         torch.manual_seed(0)  # some hosts encode pictures at random, before they seed
         done = processing.process_images(p)
         return SimpleNamespace(

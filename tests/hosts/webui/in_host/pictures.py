@@ -17,8 +17,8 @@ COMMON = {
 }  # fmt: skip
 
 
-def runner(scripts: Any, table: str | None) -> Any:
-    """The pack's script alone, which also keeps the latents as ``p.test_latents``, and its argument."""
+def runner(scripts: Any, table: str | None, *others: Any) -> Any:
+    """The pack's script, which also keeps the latents as ``p.test_latents``, and its argument; then other scripts."""
     from dode_nodes.hosts.webui.extension import DodeScript
 
     class Recording(DodeScript):
@@ -26,11 +26,12 @@ def runner(scripts: Any, table: str | None) -> Any:
             samples = ps.samples if isinstance(ps.samples, torch.Tensor) else torch.stack(list(ps.samples))
             p.test_latents = [*getattr(p, "test_latents", []), samples.float().cpu()]
 
-    script = Recording()
-    script.args_from, script.args_to, script.alwayson = 0, 1, True
-    script.filename = "dode_webui.py"
+    both = [Recording(), *others]
+    for script, (begin, end) in zip(both, [(0, 1)] + [(1, 1)] * len(others), strict=True):
+        script.args_from, script.args_to, script.alwayson = begin, end, True
+        script.filename = "dode_webui.py"
     of_host = scripts.ScriptRunner()
-    of_host.scripts = of_host.alwayson_scripts = [script]
+    of_host.scripts = of_host.alwayson_scripts = both
     return of_host, [table]
 
 

@@ -14,9 +14,8 @@ from tests.hosts.webui.in_host.pictures import COMMON, runner
 
 
 def test_the_sampler_is_offered_once_however_often_the_ui_is_reloaded():
-    from modules import script_callbacks, sd_samplers
-
-    from dode_nodes.hosts.webui import extension
+    """By the calls of the host's own "Reload UI"."""
+    from modules import script_callbacks, scripts, sd_samplers
 
     stock = [each.name for each in sd_samplers.all_samplers if each.name != "D-ODE"]
     held, map_ = sd_samplers.all_samplers, sd_samplers.all_samplers_map
@@ -27,12 +26,24 @@ def test_the_sampler_is_offered_once_however_often_the_ui_is_reloaded():
         script_callbacks.script_unloaded_callback()
         assert [each.name for each in sd_samplers.all_samplers] == stock
         assert "D-ODE" not in sd_samplers.all_samplers_map
-        script_callbacks.clear_callbacks()
-        extension.load()
-        extension.axis.add()
+        scripts.reload_scripts()
+        script_callbacks.before_ui_callback()
     assert sd_samplers.all_samplers is held
     assert sd_samplers.all_samplers_map is map_
     assert [each.name for each in held] == [*stock, "D-ODE"]
+    plots = [data.module for data in scripts.scripts_data if hasattr(data.module, "axis_options")]
+    assert [[option.label for option in plot.axis_options].count("[D-ODE] λ table") for plot in plots] == [1]
+    assert [data.path.rpartition("/")[2] for data in scripts.scripts_data].count("dode_webui.py") == 1
+
+
+def test_nothing_that_samples_or_fits_is_imported_before_it_is_used(booted):
+    assert "dode_nodes.hosts.webui.extension" in booted
+    used_later = {
+        f"dode_nodes.hosts.webui.{name}" for name in ("sampler", "picture", "job", "distilling", "passes")
+    }
+    assert not booted & (
+        used_later | {"dode_nodes.sampling.sample", "dode_nodes.fit.pipeline", "dode_nodes.tables.table"}
+    )
 
 
 def test_a_grid_of_tables(save, make, monkeypatch):
@@ -53,7 +64,6 @@ def test_a_grid_of_tables(save, make, monkeypatch):
     names = ["none", "mine", "other"]
     given = {
         "x_type": 1, "x_values_dropdown": names, "include_lone_images": True, "no_fixed_seeds": True,
-        "items_per_grid": 9,
     }  # fmt: skip
     asked = [name for name in inspect.signature(script.run).parameters if name != "p"]
     empty = {
@@ -126,8 +136,21 @@ def test_the_accordion_names_tables_and_takes_what_it_does_not_have(save):
     with gr.Blocks():
         (table,) = script.ui(False)
     choices = [each[0] if isinstance(each, (tuple, list)) else each for each in table.choices]
-    assert choices[:3] == ["auto", "none", "deep/mine"]
+    assert choices == ["auto", "none", "deep/mine"]  # none of ComfyUI's demo models
     assert (table.value, table.allow_custom_value) == ("auto", True)
     assert script.infotext_fields == [(table, "D-ODE table")]
     assert script.paste_field_names == ["D-ODE table"]
     assert module_of("dode_webui.py").DodeScript is DodeScript
+
+
+def test_what_a_fit_keeps_is_found_again(tmp_path):
+    """By old libraries, too: safetensors 0.4.2 writes no valid file without tensors."""
+    from dode_nodes.tables.kept import Kept
+    from dode_nodes.tables.notes import Notes
+
+    kept = Kept(tmp_path, "ab" * 32, Notes(tmp_path / "notes.jsonl"))
+    for name, tensors in {"none": {}, "one": {"x": torch.ones(2)}}.items():
+        kept.part(name).save(tensors, {"number": 1})
+        again, facts = kept.part(name).load()
+        assert facts == {"number": 1}
+        assert list(again) == list(tensors)

@@ -200,27 +200,49 @@ def test_the_live_preview_and_the_progress_follow_the_run(save, make, monkeypatc
     assert distances[0] > distances[1] > distances[2] > 0
 
 
-def test_an_inner_pass_of_another_script_has_the_whole_pictures_table(save, make):
+def test_parts_that_another_script_repaints_have_the_whole_pictures_table(save, make):
+    """As ADetailer works: for each finished picture, img2img under a mask, with steps or a sampler of its own."""
     from modules import processing, scripts
 
-    save("mine", 5)
-    whole = make("mine")
-    inner = processing.StableDiffusionProcessingImg2Img(
-        init_images=[noise_picture()], prompt="a face", steps=5, width=64, height=64, denoising_strength=0.6,
-        cfg_scale=5.0, sampler_name="D-ODE", scheduler="Automatic", do_not_save_samples=True, do_not_save_grid=True,
-    )  # fmt: skip
-    inner.scripts, inner.script_args = scripts.ScriptRunner(), ()
-    done = processing.process_images(inner)
-    assert "λ table mine" in done.comments
-    assert "It runs the last 4 steps of euler, 5 steps" in done.comments
-    del whole
+    done: list[Any] = []
+    of_part = {"prompt": "a face", "negative_prompt": "", "seed": 7, "denoising_strength": 0.6, "inpainting_fill": 1,
+               "inpaint_full_res": False}  # fmt: skip
+
+    def repaint(picture: Any, **settings: Any) -> Any:
+        inner = processing.StableDiffusionProcessingImg2Img(
+            init_images=[picture], width=64, height=64, cfg_scale=5.0, scheduler="Automatic", mask=upper_half(),
+            do_not_save_samples=True, do_not_save_grid=True, **of_part, **settings,
+        )  # fmt: skip
+        inner.scripts, inner.script_args = scripts.ScriptRunner(), ()
+        torch.manual_seed(0)
+        return processing.process_images(inner)
+
+    class Detailer(scripts.Script):
+        def title(self) -> str:
+            return "Detailer"
+
+        def postprocess_image(self, p: Any, pp: Any, *args: Any) -> None:
+            done.append(repaint(noise_picture(), sampler_name="D-ODE", steps=5))
+            done.append(repaint(noise_picture(), sampler_name="Euler", steps=4))
+            pp.image = done[-2].images[0]
+
+    save("mine", 4, 5)
+    save("other", 4, 5, lam=-0.5)
+    whole = make("mine", n_iter=2, others=[Detailer()])
+    assert torch.equal(whole.latents, make("mine", n_iter=2).latents)  # the second is made after inner ones
+    assert np.array_equal(whole.pixels, np.asarray(done[0].images[0]))
+    alone = make("mine", kind="img2img", steps=5, mask=upper_half(), **of_part)
+    assert len(done) == 4
+    for ours, euler in zip(done[::2], done[1::2], strict=True):
+        assert "λ table mine" in ours.comments
+        assert "It runs the last 4 steps of euler, 5 steps" in ours.comments
+        assert "D-ODE" not in euler.comments + euler.infotexts[0]
+        assert np.array_equal(np.asarray(ours.images[0]), alone.pixels)
     gc.collect()
-    later = processing.StableDiffusionProcessingTxt2Img(
-        prompt="a cat", steps=4, width=64, height=64, sampler_name="D-ODE", scheduler="Automatic",
-        do_not_save_samples=True, do_not_save_grid=True,
-    )  # fmt: skip
-    later.scripts, later.script_args = scripts.ScriptRunner(), ()
-    assert "made for this checkpoint" in processing.process_images(later).comments  # chosen anew
+    make("none")
+    gc.collect()
+    later = repaint(noise_picture(), sampler_name="D-ODE", steps=5)
+    assert "made for this checkpoint" in later.comments  # chosen anew: it is no part of another picture
 
 
 def test_a_row_that_ends_in_nan_is_named(save, make, small_network):
