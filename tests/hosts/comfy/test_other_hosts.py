@@ -16,7 +16,7 @@ pytestmark = [pytest.mark.comfyui, pytest.mark.slow_host]
 
 WHICH = "comfyui and not browser and not slow_host"
 NEEDS = "pytest hypothesis matplotlib"
-SECONDS = 3600
+SECONDS = 5000
 
 
 @pytest.mark.parametrize("host", [host for host in HOSTS if host != HERE] or [None], ids=str)

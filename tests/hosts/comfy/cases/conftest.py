@@ -53,9 +53,10 @@ def dode(dode_with_pictures: Pack, without_pictures: None) -> Pack:
 
 @pytest.fixture
 def dode_with_pictures(pack_of_cases: Pack, tables: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pack]:
-    """The pack's nodes, called as the server calls them; they save to ``tables``."""
-    race = importlib.import_module(f"{pack_of_cases.library.__name__}.fit.race")
-    shorten_race(race, monkeypatch)
+    """The pack's nodes, called as the server calls them; they save to ``tables``. Their figures are of few latents."""
+    library = pack_of_cases.library.__name__
+    shorten_race(importlib.import_module(f"{library}.fit.race"), monkeypatch)
+    monkeypatch.setattr(f"{library}.hosts.comfy.job.UNSEEN", 2)
     with torch.inference_mode():
         yield pack_of_cases
 

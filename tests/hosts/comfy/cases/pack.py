@@ -45,8 +45,8 @@ class Pack:
         """Distill λ, small."""
         defaults = {
             "positive": subject.positive, "negative": subject.negative, "latent": subject.latent, "cfg": 2.0,
-            "latents": 8, "seed": 1, "solver": "euler", "scheduler": subject.scheduler, "steps": "5", "quality": "quick",
-            "scale": 4, "teacher": "dpmpp_2m", "prediction": "noise", "micro_batch": 0, "save_name": "table",
+            "latents": 4, "seed": 1, "solver": "euler", "scheduler": subject.scheduler, "steps": "5", "quality": "quick",
+            "scale": 2, "teacher": "dpmpp_2m", "prediction": "noise", "micro_batch": 0, "save_name": "table",
         }  # fmt: skip
         inputs = {"model": subject.model} | self._by_schema("DODE_DistillLambdas", defaults, changes)
         return self.run("DODE_DistillLambdas", **inputs)

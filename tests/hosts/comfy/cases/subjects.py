@@ -96,18 +96,24 @@ def sd15(checkpoint: Path) -> Subject:
 
 UNET = {
     "image_size": 32, "in_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 1], "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 16,
+    "transformer_depth": [1, 0], "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 16,
     "num_heads": 4, "legacy": False, "dtype": torch.float32,
 }  # fmt: skip
 
 
-def unet(seed: int = 0, in_channels: int = 4) -> Subject:
-    """A tiny U-Net with attention and random weights. With nine channels, one for inpainting."""
+def unet(seed: int = 0, in_channels: int = 4, weights: torch.dtype = torch.float32) -> Subject:
+    """A tiny U-Net with attention and random weights. With nine channels, one for inpainting.
+
+    Args:
+        weights: what they are kept in; the network computes in single precision.
+    """
     import comfy.model_base
     import comfy.supported_models
 
-    settings = {"out_channels": 4, "transformer_depth_output": [1, 1, 1, 1]}
+    settings = {"out_channels": 4, "transformer_depth_output": [1, 0, 0, 0]}
     config = comfy.supported_models.SD15(UNET | settings | {"in_channels": in_channels})
+    if weights != torch.float32:
+        config.set_inference_dtype(weights, torch.float32)
     network = comfy.model_base.BaseModel(config, device=torch.device("cpu"))
     if in_channels == 9:
         network.set_inpaint()
@@ -177,7 +183,8 @@ def _fill(network: nn.Module, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, weight in network.named_parameters():
         if weight.ndim > 1:
-            weight.data = torch.randn(weight.shape, generator=generator) * 0.7 / weight[0].numel() ** 0.5
+            values = torch.randn(weight.shape, generator=generator) * 0.7 / weight[0].numel() ** 0.5
+            weight.data = values.to(weight.dtype)
         else:
             weight.data = torch.full_like(weight, float(name.endswith(("weight", "scale"))))
 

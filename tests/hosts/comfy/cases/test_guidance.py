@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node, watch
+from tests.hosts.comfy.cases.subjects import Subject, rms, stock_node, unet
 
 pytestmark = pytest.mark.comfyui
 
@@ -60,8 +60,9 @@ def test_a_cache_is_refused_by_name(kind, cache, micro_batch, dode):
     assert "LazyCache" in refusal(dode, subject, micro_batch=micro_batch)
 
 
-def test_a_cache_inside_the_network_is_refused_by_name(sd15, dode):
-    subject = replace(sd15, model=easy_cache(sd15.model))
+def test_a_cache_inside_the_network_is_refused_by_name(dode):
+    subject = unet()
+    subject = replace(subject, model=easy_cache(subject.model))
     assert "EasyCache" in refusal(dode, subject, latents=2, scale=4)
 
 
@@ -114,22 +115,19 @@ def test_guidance_that_remembers_or_couples_is_said_or_refused(patch, micro_batc
     assert re.search("guidance|model|patch|micro_batch|batch", told)
 
 
-def test_weights_in_fp8_hide_no_memory(checkpoint, sd15, dode):
+def test_weights_in_fp8_hide_no_memory(dode):
     """The network computes in another format than they are in."""
-    import comfy.sd
-
-    options = {"dtype": torch.float8_e4m3fn}
-    model, *_ = comfy.sd.load_checkpoint_guess_config(
-        str(checkpoint), output_vae=False, output_clip=False, model_options=options
-    )
-    assert model.model_dtype() == torch.float8_e4m3fn
-    dode.distil(replace(sd15, model=model), latents=2, steps="2", scale=2)
-    subject = replace(sd15, model=with_momentum(model), calls=watch(model))
+    subject = unet(weights=torch.float8_e4m3fn)
+    assert subject.model.model_dtype() == torch.float8_e4m3fn
+    dode.distil(subject, latents=2, steps="2", scale=2)
+    subject.calls.clear()
+    subject = replace(subject, model=with_momentum(subject.model))
     assert "momentum" in refusal(dode, subject, latents=2, steps="2", scale=2)
 
 
 def test_plain_guidance_is_neither_said_nor_refused(dode, said):
-    tables = [dode.distil(dode.demo(side=4), micro_batch=size, redo=True)["table"] for size in (0, 3)]
+    small = {"latents": 4, "steps": "4", "scale": 2, "redo": True}
+    tables = [dode.distil(dode.demo(side=4), micro_batch=size, **small)["table"] for size in (0, 3)]
     errors = [table.rows[0].errors.dode[0] for table in tables]
     assert errors == pytest.approx(errors[:1] * 2, rel=1e-3)
     assert not said()

@@ -137,9 +137,18 @@ def as_fp8(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: each.to(torch.float8_e4m3fn) if each.ndim > 1 else each for name, each in weights.items()}
 
 
+@pytest.fixture(scope="module")
+def made() -> list[Any]:
+    """The table of the checkpoint, once there is one."""
+    return []
+
+
 @pytest.fixture
-def table(sd15: Subject, dode: Pack) -> Any:
-    return dode.distil(sd15, steps="2", scale=2, latents=2)["table"]
+def table(made: list[Any], sd15: Subject, dode: Pack) -> Any:
+    """Of the checkpoint; distilled by the first who asks: its network is a slow one."""
+    if not made:
+        made.append(dode.distil(sd15, steps="2", scale=2, latents=2)["table"])
+    return made[0]
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ def test_context_windows(schedule, dode):
     windowed = replace(
         subject, model=windows(subject.model, schedule, shuffled=schedule == "standard_static")
     )
-    assert_faithful(dode, windowed, subject.positive, scale=2, micro_batch=1)
+    assert_faithful(dode, windowed, subject.positive, scale=2, latents=2, micro_batch=1)
 
 
 def test_context_windows_of_several_latents_are_refused_by_name(dode):

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 
 from dode_nodes import DodeError, LambdaRow, LambdaTable, TableError
 from dode_nodes.cli.commands import main
+from dode_nodes.tables.choice import part_for_steps
 from tests.hosts.comfy.node_calls import REFINED, empty, ksampler, names_in, rms, saved_as
 from tests.hosts.conftest import conditioning
 
@@ -26,7 +28,9 @@ KINDS = ["EPS", "V_PREDICTION", "FLOW"]
 # --- What it finds ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [*KINDS[:1], *(pytest.param(kind, marks=pytest.mark.slow_host) for kind in KINDS[1:])]
+)
 def test_distil_then_sample_beats_the_stock_solver(kind, make_model, dode, drawn, lambdas_folder):
     scheduler = "simple" if kind == "FLOW" else "karras"
     model = make_model(kind)
@@ -52,6 +56,21 @@ def test_other_latents(channels, shape, dimensions, make_model, dode):
     table = dode.table(model, scheduler="simple", latent=latent)
     assert table.model["channels"] == channels
     assert dode.ksampler(model, table, latent).shape == shape
+
+
+@pytest.mark.slow_host
+def test_numbers_of_steps_that_share_a_schedule_share_a_row(make_model):
+    """ddim_uniform's: it is fitted once, and found by either number."""
+    from dode_nodes.hosts.comfy.job import _each_once, _Fit, schedule
+
+    schedules = [schedule(make_model(), "euler", "ddim_uniform", steps) for steps in (5, 42, 43)]
+    assert list(map(len, _each_once(schedules))) == [len(each.sigmas) for each in schedules[:2]]
+    sigmas = schedules[1].sigmas.double().numpy()
+    count = len(sigmas) - 1
+    found = [LambdaRow("euler", sigmas, (1,) * count, [0.1] * count, settings={"seed": 3})]
+    table = LambdaTable(_Fit(None, SimpleNamespace(found=found), schedules).rows())
+    assert [row.settings for row in table.rows] == [{"seed": 3, "steps": steps} for steps in (42, 43)]
+    assert [part_for_steps(table, steps).row for steps in (42, 43)] == list(table.rows)
 
 
 def test_micro_batches_and_prompts(make_model, dode):
@@ -124,7 +143,7 @@ def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, dode):
     torch.testing.assert_close(by_model, dode.ksampler(model, table, empty(), steps=4))
 
 
-@pytest.mark.parametrize("solver", ["uni_pc", "uni_pc_bh2"])
+@pytest.mark.parametrize("solver", ["uni_pc", pytest.param("uni_pc_bh2", marks=pytest.mark.slow_host)])
 def test_solvers_that_need_a_schedule_in_float32_are_refined(solver, make_model, dode):
     model = make_model()
     table = dode.table(model, solver=solver, **REFINED | {"steps": "5"})
@@ -219,7 +238,12 @@ def cancel_at(count: int) -> Callable[[int], None]:
 
 @pytest.mark.parametrize(
     ("part", "saved"),
-    [(0.04, []), (0.11, ["greedy"]), (0.5, ["greedy", "interrupted"]), (0.99, ["greedy", "whole"])],
+    [
+        pytest.param(0.04, [], marks=pytest.mark.slow_host),
+        pytest.param(0.11, ["greedy"], marks=pytest.mark.slow_host),
+        (0.5, ["greedy", "interrupted"]),
+        pytest.param(0.99, ["greedy", "whole"], marks=pytest.mark.slow_host),
+    ],
 )
 def test_cancel_saves_what_was_found_and_the_next_run_works(
     part, saved, make_model, dode, lambdas_folder, caplog
