@@ -18,7 +18,6 @@ import io
 import json
 import math
 import random
-import struct
 import sys
 import tempfile
 import time
@@ -35,6 +34,17 @@ import numpy as np
 from dode_nodes.cli.commands import main as command_line
 from dode_nodes.errors import DodeError, TableError
 from dode_nodes.tables import code, edit
+from dode_nodes.tables.free_outputs import FreeOutputs, GaussianPrior
+from dode_nodes.tables.provenance import (
+    Credit,
+    Distances,
+    HeldOutErrors,
+    Lora,
+    Origin,
+    StockSetting,
+    TrainedLora,
+    Unseen,
+)
 from dode_nodes.tables.row import LambdaRow
 from dode_nodes.tables.table import LambdaTable
 from tests.tables.rows import refined_row, row_of
@@ -64,42 +74,93 @@ NUMBERS = [
     -math.inf,
     8.0,
 ]
-DTYPES = ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X"]
+ODD_ENTRIES: dict[str, list[Any]] = {
+    "dtype": ["F64", "F32", "F16", "BF16", "I64", "U8", "BOOL", "F8_E4M3", "C64", "X"],
+    "shape": [[], [0], [2**40], [-1], "x", [1.5]],
+    "data_offsets": [[0], [0, 8], [8, 0], "x"],
+}
 SECONDS = 1.0
 
 
+_TEXT = json.JSONEncoder().encode
+_COMPACT = json.JSONEncoder(separators=(",", ":")).encode
+_WORDS = {
+    np.dtype(name): word
+    for name, word in zip(
+        ("f8", "f4", "f2", "i8", "u1", "?"), ("F64", "F32", "F16", "I64", "U8", "BOOL"), strict=True
+    )
+}
+
+
 def tables() -> list[LambdaTable]:
-    """Valid ones of all kinds, and each of their rows alone: small ones are quick, so that there can be many."""
-    whole = [
+    """Valid ones of all kinds: of each file two rows, alone and together; and small ones, which are quick, more often."""
+    files = [
         LambdaTable.load(path) for path in sorted(FILES.glob("*.safetensors")) if "ends" not in path.stem
     ]
-    whole += [LambdaTable([row_of(error=0.1), refined_row()], {"family": "sdxl", "channels": 4})]
-    return whole + [replace(table, rows=[row]) for table in whole for row in table.rows]
-
-
-def seeds() -> list[tuple[str, dict[str, np.ndarray]]]:
-    """Of valid tables: their JSON and arrays."""
-    return [
-        (
-            json.dumps({"model": dict(table.model), "rows": [row.to_json() for row in table.rows]}),
-            {
-                f"rows.{i}.{name}": array
-                for i, row in enumerate(table.rows)
-                for name, array in row.arrays().items()
-            },
-        )
-        for table in tables()
+    small = [
+        LambdaTable([row_of(error=0.1), refined_row()], {"family": "sdxl", "channels": 4}),
+        whole_table(),
     ]
+    pairs = [replace(table, rows=[table.rows[0], table.rows[-1]]) for table in files] + 3 * small
+    return pairs + [replace(table, rows=[row]) for table in pairs for row in table.rows]
 
 
-def code_seeds() -> list[tuple[bytes, bytes]]:
-    """Of valid codes of one row: their JSON, and the bytes that follow it."""
+def whole_table() -> LambdaTable:
+    """All that a table can have in it, a little of each."""
+    distances = Distances(0.2, 0.2, 0.1, 0.3)
+    told = row_of(
+        errors=HeldOutErrors(4, (0.1, None, 0.2), 0.3, (0.2, None)),
+        best_stock=StockSetting("deis, max_order 2", "karras", 0.2, 4, discard_penultimate=True, tried=9),
+        unseen=Unseen(4, distances, distances, 0.75, 5),
+        loras=[Lora("0" * 64, 0.5, "style")],
+        trained_lora=TrainedLora("1" * 64, 0.75, 0.1, 0.2, 4, "few steps"),
+        credit=Credit("a", "CC0", "of\nnote", "2026-01-31"),
+        settings={
+            "cfg": 2.0,
+            "cfg_range": [1, 7.5],
+            "steps": 3,
+            "scheduler": "karras",
+            "latent_shape": [4, 8, 8],
+        },
+        report={"refined": {"kept": "plain solver", "stages": [{"stage": "row given", "distance": 0.5}]}},
+    )
+    prior = GaussianPrior(np.zeros(2), np.stack([np.eye(2)] * 3))
+    wide = row_of(
+        weights=np.tril(np.ones((2, 3, 5)), 2), form="history", free=FreeOutputs(True, True, prior),
+        origin=Origin("refined", "ipndm", {"max_order": 2}, [8.0, 3.0, 0.0]),
+    )  # fmt: skip
+    model = {
+        "name": "model", "family": "sd15", "prediction_type": "epsilon", "channels": 4, "sigma_min": 0.02,
+        "sigma_max": 15,
+        "fingerprint": {"samples": [[0.5 * i for i in range(16)], [0.25] * 16], "ascending": 1},
+        "patches": {"weights": 3, "strengths": [0.5], "content": "2" * 64},
+    }  # fmt: skip
+    return LambdaTable([told, wide], model)
+
+
+def seeds() -> list[tuple[dict[str, Any], str, dict[str, np.ndarray]]]:
+    """Of valid tables: their JSON, the same as text, and arrays."""
+    found = []
+    for table in tables():
+        facts = {"model": dict(table.model), "rows": [row.to_json() for row in table.rows]}
+        arrays = {
+            f"rows.{i}.{name}": array
+            for i, row in enumerate(table.rows)
+            for name, array in row.arrays().items()
+        }
+        found.append((facts, _TEXT(facts), arrays))
+    return found
+
+
+def code_seeds() -> list[tuple[Any, bytes, bytes]]:
+    """Of valid codes of one row: their JSON, the same as bytes, and those that follow it."""
     found = []
     for table in tables():
         if len(table.rows) == 1:
-            payload = code._packed(table, [])[1 : -code._SUM_BYTES]
+            samples = table.model.get("fingerprint", {}).get("samples", [])[:1]
+            payload = code._packed(table, samples)[1 : -code._SUM_BYTES]
             end = 2 + int.from_bytes(payload[:2], "little")
-            found.append((payload[2:end], payload[end:]))
+            found.append((json.loads(payload[2:end]), payload[2:end], payload[end:]))
     return found
 
 
@@ -111,27 +172,40 @@ class Mutator:
         self._seeds = seeds()
         self._codes = code_seeds()
 
+    def _one(self, values: Any) -> Any:
+        """Of a list or the like; Random.choice takes three times as long."""
+        return values[int(self._random.random() * len(values))]
+
+    def _whole(self, least: int, most: int) -> int:
+        """From the least to the most."""
+        return least + int(self._random.random() * (most + 1 - least))
+
     def file(self) -> bytes:
         """The bytes of a file; most are well-formed up to the checks of what is in it."""
-        facts, arrays = self._mutated()
-        version = self._random.choice(["2"] * 8 + ["1", "3"])
-        content = _file_of(facts, arrays, version, self._entry if self.often(0.1) else None)
+        facts, text, arrays = self._one(self._seeds)
+        if self.often(0.7):
+            text = _TEXT(self._changed(facts))
+        if changes := self._whole(0, 2):
+            arrays = dict(arrays)
+            for _ in range(changes):
+                name = self._one(list(arrays))
+                arrays[name] = self._array(arrays[name])
+        version = self._one("2222222213")
+        content = _file_of(text, arrays, version, self._entry if self.often(0.1) else None)
         return self._flipped(content) if self.often(0.2) else content
 
     def code(self) -> str:
         """A code, most of them with a sum that is right."""
-        text, numbers = self._random.choice(self._codes)
+        short, text, numbers = self._one(self._codes)
         if self.often(0.8):
-            short = json.loads(text)
-            self._change(short, self._random.randint(1, 3))
-            text = json.dumps(short).encode()
+            text = _COMPACT(self._changed(short)).encode()
         if self.often(0.3):
             numbers = self._flipped(numbers)
         payload = b"\1" + (len(text) % 2**16).to_bytes(2, "little") + text + numbers
-        sealed = code._MARK + code._base62(payload + code._sum(payload))
+        sealed: str = code._MARK + code._base62(payload + code._sum(payload))
         if self.often(0.1):
-            at = self._random.randrange(len(sealed))
-            sealed = sealed[:at] + self._random.choice("0zλ \n-") + sealed[at + self._random.randint(0, 2) :]
+            at = self._whole(0, len(sealed) - 1)
+            sealed = sealed[:at] + self._one("0zλ \n-") + sealed[at + self._whole(0, 2) :]
         return sealed
 
     def mutated_bytes(self, content: bytes) -> bytes:
@@ -142,112 +216,80 @@ class Mutator:
         """True for this share of the calls."""
         return self._random.random() < share
 
-    def _mutated(self) -> tuple[Any, dict[str, np.ndarray]]:
-        text, arrays = self._random.choice(self._seeds)
-        facts, arrays = json.loads(text), dict(arrays)
-        if self.often(0.7):
-            self._change(facts, self._random.randint(1, 3))
-        for _ in range(self._random.randint(0, 2)):
-            name = self._random.choice(list(arrays))
-            arrays[name] = self._array(arrays[name])
-        return facts, arrays
+    def _changed(self, facts: Any) -> Any:
+        """A copy with one to three values replaced, removed or new, anywhere in it; the given one stays as it is."""
+        for _ in range(self._whole(1, 3)):
+            facts = self._changed_once(facts)
+        return facts
 
-    def _change(self, value: Any, times: int) -> None:
-        """Replace, remove or copy values anywhere in JSON."""
-        for _ in range(times):
-            place = value
-            while True:
-                keys = list(place) if isinstance(place, dict) else list(range(len(place)))
-                if not keys:
-                    break
-                key = self._random.choice(keys)
-                if isinstance(place[key], (dict, list)) and place[key] and self.often(0.8):
-                    place = place[key]
-                    continue
-                if self.often(0.15):
-                    del place[key]
-                elif isinstance(place, dict) and self.often(0.1):
-                    place[self._random.choice(["x", "requires", "loras", "credit", "errors", "\u202e"])] = (
-                        self._odd()
-                    )
-                else:
-                    place[key] = self._odd()
-                break
-
-    def _odd(self) -> Any:
-        return json.loads(json.dumps(self._random.choice(ODD)))
+    def _changed_once(self, value: Any) -> Any:
+        copy = value.copy()
+        if not copy:
+            return copy
+        named = isinstance(copy, dict)
+        key = self._one(list(copy)) if named else self._whole(0, len(copy) - 1)
+        inner = copy[key]
+        if inner and isinstance(inner, (dict, list)) and self.often(0.8):
+            copy[key] = self._changed_once(inner)
+        elif self.often(0.15):
+            del copy[key]
+        elif named and self.often(0.1):
+            copy[self._one(("x", "requires", "loras", "credit", "errors", "\u202e"))] = self._one(ODD)
+        else:
+            copy[key] = self._one(ODD)
+        return copy
 
     def _array(self, array: np.ndarray) -> np.ndarray:
-        array = np.array(array)
-        kind = self._random.randrange(6)
-        if kind < 3 and array.size:
+        kind = self._whole(0, 5)
+        if kind < 3:
             array = array.astype("f8")
-            array.flat[self._random.randrange(array.size)] = self._random.choice(NUMBERS)
+            if array.size:
+                array.flat[self._whole(0, array.size - 1)] = self._one(NUMBERS)
         elif kind == 3:
-            array = (
-                array[..., : self._random.randint(0, max(1, array.shape[-1] if array.ndim else 1))]
-                if array.ndim
-                else array
-            )
+            array = array[..., : self._whole(0, max(1, array.shape[-1]))] if array.ndim else array
         elif kind == 4:
             with np.errstate(all="ignore"):
-                array = array.astype(self._random.choice(["f4", "i8", "u1", "bool", "f2"]))
+                array = array.astype(self._one(("f4", "i8", "u1", "bool", "f2")))
         else:
-            array = array.reshape(self._random.choice([(-1,), (1, -1), (-1, 1), (1, 1, -1)]))
+            array = array.reshape(self._one(((-1,), (1, -1), (-1, 1), (1, 1, -1))))
         return array
 
     def _entry(self, entry: dict[str, Any]) -> dict[str, Any]:
-        name = self._random.choice(list(entry))
-        odd = {
-            "dtype": DTYPES,
-            "shape": [[], [0], [2**40], [-1], "x", [1.5]],
-            "data_offsets": [[0], [0, 8], [8, 0], "x"],
-        }
-        return entry | {name: self._random.choice(odd[name])}
+        name = self._one(list(entry))
+        return entry | {name: self._one(ODD_ENTRIES[name])}
 
     def _flipped(self, content: bytes) -> bytes:
         changed = bytearray(content)
-        for _ in range(self._random.randint(1, 4)):
-            at = self._random.randrange(len(changed)) if changed else 0
-            kind = self._random.randrange(4)
+        for _ in range(self._whole(1, 4)):
+            at = self._whole(0, len(changed) - 1) if changed else 0
+            kind = self._whole(0, 3)
             if kind == 0:
-                changed[at : at + self._random.randint(0, 9)] = b""
+                changed[at : at + self._whole(0, 9)] = b""
             elif kind == 1:
-                changed[at:at] = self._random.randbytes(self._random.randint(1, 9))
+                changed[at:at] = self._random.randbytes(self._whole(1, 9))
             elif changed:
-                changed[at] = self._random.randrange(256)
+                changed[at] = self._whole(0, 255)
         return bytes(changed)
 
 
 def _file_of(
-    facts: Any,
+    text: str,
     arrays: dict[str, np.ndarray],
     version: str,
     odd: Callable[[dict[str, Any]], dict[str, Any]] | None,
 ) -> bytes:
     """A safetensors file, written without looking at what is in it."""
-    names = {
-        "float64": "F64",
-        "float32": "F32",
-        "float16": "F16",
-        "int64": "I64",
-        "uint8": "U8",
-        "bool": "BOOL",
-    }
     header: dict[str, Any] = {
-        "__metadata__": {"format": "dode-lambda-table", "version": version, "table": json.dumps(facts)}
+        "__metadata__": {"format": "dode-lambda-table", "version": version, "table": text}
     }
-    body = b""
+    parts, end = [], 0
     for name, array in arrays.items():
-        content = np.ascontiguousarray(array).tobytes()
-        ends = [len(body), len(body) + len(content)]
-        header[name] = {"dtype": names[str(array.dtype)], "shape": list(array.shape), "data_offsets": ends}
-        body += content
-    if odd is not None and arrays:
-        name = next(iter(arrays))
-        header[name] = odd(header[name])
-    text = json.dumps(header).encode(errors="surrogatepass")
-    return struct.pack("<Q", len(text)) + text + body
+        begin, end = end, end + array.nbytes
+        entry = {"dtype": _WORDS[array.dtype], "shape": array.shape, "data_offsets": (begin, end)}
+        header[name] = entry if odd is None or parts else odd(entry)
+        parts.append(array.tobytes())
+    content = _TEXT(header).encode()
+    return b"".join((len(content).to_bytes(8, "little"), content, *parts))
 
 
 class Watch:

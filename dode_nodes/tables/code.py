@@ -31,8 +31,12 @@ LONGEST = 1_900
 
 _MARK = "DODE1"
 _ANY_MARK = re.compile(r"DODE[0-9]+")
-_DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-_VALUES = {digit: value for value, digit in enumerate(_DIGITS)}
+_DIGITS = b"0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+_VALUE_OF = bytes.maketrans(_DIGITS, bytes(range(62)))
+_DIGIT_OF = bytes.maketrans(bytes(range(62)), _DIGITS)
+_TOGETHER = 10
+"""Digits that are taken at once: their number fits 64 bits."""
+_PLACES = 62 ** np.arange(_TOGETHER - 1, -1, -1)
 _SUM_BYTES = 4
 _MOST_SAMPLES = 8
 _MOST_PASTED = 100_000
@@ -132,7 +136,7 @@ def _unpacked(payload: bytes) -> LambdaTable:
     numbers = _Numbers(payload[2 + length :])
     table_rows = [_row(row, numbers) for row in rows]
     if count:
-        samples = numbers.take(_count(count), SAMPLE_LENGTH, dtype="<f4").astype(np.float64)
+        samples = numbers.take(_count(count), SAMPLE_LENGTH, dtype="<f4")
         model["fingerprint"] = {"samples": samples.tolist(), "ascending": ascending}
     numbers.check_end()
     return LambdaTable(table_rows, model)
@@ -181,7 +185,7 @@ def _row(facts: Any, numbers: _Numbers) -> LambdaRow:
         shape = (total,) if form == "lambda" else (total, columns + total)
         shape = shape if bands is None else (_count(bands), *shape)
         arrays = {
-            "sigmas": np.append(numbers.take(steps), 0.0),
+            "sigmas": numbers.schedule(steps),
             "weights": _weights(numbers, shape, form, columns),
         }
         if "g" in facts:
@@ -189,7 +193,7 @@ def _row(facts: Any, numbers: _Numbers) -> LambdaRow:
             arrays |= {"mean": numbers.take(channels), "spectrum": numbers.take(knots, channels, channels)}
         origin: dict[str, Any] = {"kind": facts["k"]}
         if "b" in facts:
-            began = np.append(numbers.take(steps - ("afs" in requires)), 0.0)
+            began = numbers.schedule(steps - ("afs" in requires))
             origin |= {"solver": facts["b"], "solver_options": facts.get("i", {}), "sigmas": began.tolist()}
         latents, dode = facts.get("x", [0, []])
         settings = {_SETTINGS[letter]: value for letter, value in facts.get("u", {}).items()}
@@ -254,6 +258,12 @@ class _Numbers:
         values: np.ndarray = np.frombuffer(part, dtype).reshape(shape).copy()
         return values
 
+    def schedule(self, steps: int) -> np.ndarray:
+        """So many σ, and the 0 that follows them."""
+        sigmas = np.zeros(steps + 1)
+        sigmas[:-1] = self.take(steps)
+        return sigmas
+
     def bits(self, count: int) -> np.ndarray:
         part = np.frombuffer(self._bytes(-(-count // 8)), np.uint8)
         bits = np.unpackbits(part).astype(bool)
@@ -279,17 +289,20 @@ def _sum(payload: bytes) -> bytes:
 
 
 def _base62(content: bytes) -> str:
-    number, digits = int.from_bytes(content, "big"), []
+    number, parts = int.from_bytes(content, "big"), []
     while number:
-        number, digit = divmod(number, 62)
-        digits.append(_DIGITS[digit])
-    return "".join(reversed(digits))
+        number, part = divmod(number, 62**_TOGETHER)
+        parts.append(part)
+    values = np.array(parts[::-1], np.int64)[:, None] // _PLACES % 62
+    return values.astype(np.uint8).tobytes().translate(_DIGIT_OF).decode().lstrip("0")
 
 
 def _bytes(digits: str) -> bytes:
+    if digits and not (digits.isascii() and digits.isalnum()):
+        raise TableError("this λ code has other characters than letters and digits: copy it again")
+    whole = digits.rjust(-(-len(digits) // _TOGETHER) * _TOGETHER, "0").encode()
+    values = np.frombuffer(whole.translate(_VALUE_OF), np.uint8).reshape(-1, _TOGETHER)
     number = 0
-    for digit in digits:
-        if digit not in _VALUES:
-            raise TableError("this λ code has other characters than letters and digits: copy it again")
-        number = number * 62 + _VALUES[digit]
+    for part in (values @ _PLACES).tolist():
+        number = number * 62**_TOGETHER + part
     return number.to_bytes(-(-number.bit_length() // 8), "big")

@@ -38,7 +38,7 @@ class GaussianPrior:
         channels, shape = len(self.mean) if self.mean.ndim == 1 else 0, self.spectrum.shape
         if not 1 <= channels <= _MOST_CHANNELS:
             raise DodeError("a Gaussian prior needs a mean for each channel")
-        if len(shape) != 3 or shape[1:] != (channels, channels) or not 2 <= shape[0] <= _MOST_KNOTS:
+        if shape[1:] != (channels, channels) or not 2 <= shape[0] <= _MOST_KNOTS:
             raise DodeError(f"a spectrum of shape {shape} does not fit {channels} channels")
         gate.check_size(self.mean, "a Gaussian prior's mean")
         gate.check_size(self.spectrum, "a Gaussian prior's spectrum")

@@ -2,7 +2,8 @@
 
 A file is written beside its place under a name of its own, ``.{16 digits}.part``, and then given its name in one step
 that fails if the name is taken. A process that is killed leaves at most that part; the next one to save here removes it
-once it is an hour old.
+once it is an hour old. Only where files cannot have two names (FAT) can a kill at one moment leave an empty file of the
+new name; readers say so.
 """
 
 from __future__ import annotations

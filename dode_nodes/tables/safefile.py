@@ -87,6 +87,8 @@ def _size(descriptor: int) -> int:
         raise TableError("not a file")
     if status.st_size > MAX_BYTES:
         raise TableError(f"{status.st_size} bytes; a table has at most {MAX_BYTES}")
+    if not status.st_size:  # what a kill can leave where files cannot have two names: publish._give_name
+        raise TableError("an empty file: saving it was broken off. Delete it, and save the table again")
     return status.st_size
 
 
@@ -225,9 +227,7 @@ def parse_json(text: str) -> Any:
     if (values := sum(map(text.count, ",[{"))) > MAX_VALUES:
         raise TableError(f"about {values} values; a table has at most {MAX_VALUES}")
     try:
-        return json.loads(
-            text, parse_constant=_no_constants, parse_int=_whole_number, object_pairs_hook=_object
-        )
+        return _STRICT.decode(text)
     except (ValueError, RecursionError) as error:
         raise TableError(f"not valid JSON: {error}") from error
 
@@ -247,3 +247,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(fields) < len(pairs):  # programs differ in which of them they take
         raise ValueError("a field is there twice")
     return fields
+
+
+_STRICT = json.JSONDecoder(parse_constant=_no_constants, parse_int=_whole_number, object_pairs_hook=_object)

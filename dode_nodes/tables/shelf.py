@@ -111,10 +111,11 @@ class Shelf:
                 self._read(path, file, family, key, marks)
         paths = [path for path, file in self._files.items() if not file.failed and _may_be(file, family)]
         patches = _quoted(model.get("patches"))
+        named = None if solver is None else solver.encode(errors="replace")
 
         def unlikely(path: str) -> tuple[bool, bool, bool, float]:
             file = self._files[path]
-            able = steps in (None, *file.steps) and solver in (None, *map(_name, file.solvers))
+            able = (steps is None or steps in file.steps) and (named is None or named in file.solvers)
             return not able, not file.holds.get(key), file.patches != patches, _cfg_distance(file.cfgs, cfg)
 
         paths.sort(key=unlikely)
@@ -182,8 +183,8 @@ class Shelf:
 
 def _without_samples(header: bytes) -> bytes:
     """Most of a header are samples of weights."""
-    before, found, after = header.partition(_SAMPLES_BEGIN)
-    return before + after[max(after.find(b"\\"), 0) :] if found else header
+    before, _, after = header.partition(_SAMPLES_BEGIN)
+    return before + after[max(after.find(b"\\"), 0) :]
 
 
 def _may_be(file: _File, family: Any) -> bool:
@@ -214,10 +215,6 @@ def _number(text: bytes) -> float | None:
     except ValueError:
         return None
     return value if 0 < value < math.inf else None
-
-
-def _name(text: bytes) -> str:
-    return text.decode(errors="replace")
 
 
 def _quoted(facts: Any) -> bytes:

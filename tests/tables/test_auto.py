@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +85,37 @@ def test_other_kinds_of_models_are_never_taken(folder, model):
     folder.put("other", model)
     with pytest.raises(DodeError, match="there is none for models of the family sdxl"):
         folder.choose()
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        (True, "made for this checkpoint"),
+        (False, "only a family match, made for another checkpoint of sdxl"),
+        (None, "only a family match, made for perhaps another checkpoint of sdxl"),
+    ],
+)
+def test_a_host_may_tell_checkpoints_apart_by_itself(folder, told, why):
+    """As ComfyUI does for the fingerprints of the first tables, which no sample is in."""
+    old = folder.put("b", {"fingerprint": {"layout": "x", "values": [1.0]}})
+    by_samples = folder.put("a")
+    assert folder.choose().table == by_samples
+    asked = []
+
+    def same(theirs):
+        asked.append(theirs)
+        return told if theirs == old.model["fingerprint"] else False
+
+    chosen = choose(folder.shelf, folder.trust, Wanted(MODEL, steps=3), same)
+    assert chosen.table == (old if told else by_samples)
+    assert chosen.why.endswith(why if told else "made for another checkpoint of sdxl")
+    assert by_samples.model["fingerprint"] in asked
+    (folder.path / "a.safetensors").unlink()
+    chosen = choose(folder.shelf, folder.trust, Wanted(MODEL, steps=3), same)
+    assert chosen.why.endswith(why)
+    if not told:
+        with pytest.raises(DodeError, match="there is none for this checkpoint"):
+            choose(folder.shelf, folder.trust, Wanted(MODEL, steps=3, family=False), same)
 
 
 def test_a_table_that_does_not_say_its_family_is_not_taken_unasked(folder):
@@ -350,29 +383,98 @@ def test_folders_below_are_looked_through(folder):
     assert folder.choose().table == mine
 
 
+def with_facts(folder: Folder, name: str, change: Callable[[str], str]) -> None:
+    """A file's JSON changed as text."""
+    path = folder.path / f"{name}.safetensors"
+    tensors, metadata = safefile.read(path)
+    safefile.write(path, tensors, metadata | {"table": change(metadata["table"])}, overwrite=True)
+
+
+@pytest.mark.parametrize("cfg", ["-7.0", "0", "1e999", "1e-999", "1e", "-"])
+def test_no_number_in_a_file_ends_a_choice(folder, cfg):
+    """However odd: it is read before the file is checked."""
+    mine = folder.put("mine")
+    folder.put("odd")
+    with_facts(folder, "odd", lambda text: text.replace('"cfg": 7.0', f'"cfg": {cfg}'))
+    assert folder.choose().table == mine
+    assert folder.choose(cfg=0.0).table.name in ("mine", "odd")
+
+
+def test_a_folder_that_is_not_there_has_no_tables(folder, tmp_path):
+    mine = folder.put("mine")
+    shelf = Shelf(lambda: [tmp_path / "gone", folder.path])
+    assert choose(shelf, folder.trust, Wanted(MODEL)).table == mine
+
+
+def test_a_file_that_another_program_wrote_is_found(folder):
+    """Its JSON has no blanks, so that no family is seen before it is loaded."""
+    mine = folder.put("mine")
+    with_facts(folder, "mine", lambda text: json.dumps(json.loads(text), separators=(",", ":")))
+    assert folder.choose(solver="euler").table == mine
+    with pytest.raises(DodeError, match="there is none for models of the family flux"):
+        folder.choose(model=MODEL | {"family": "flux"})
+
+
+@pytest.mark.parametrize(("depth", "is_found"), [(8, True), (9, False)])
+def test_folders_are_looked_through_so_deep(folder, depth, is_found):
+    """A link that leads back would have no end."""
+    folder.put("mine")
+    below = folder.path.joinpath(*["x"] * depth)
+    below.mkdir(parents=True)
+    os.replace(folder.path / "mine.safetensors", below / "mine.safetensors")
+    if is_found:
+        assert folder.choose().table.name == "mine"
+    else:
+        with pytest.raises(DodeError, match="connect a λ table"):
+            folder.choose()
+
+
 @pytest.mark.parametrize(
     ("others", "asked"),
     [
         ({"settings": {"cfg": 1.0}}, {}),
-        ({"settings": {"steps": 4}}, {}),
+        ({"settings": {"steps": 4}, "sigmas": (8.0, 4.0, 2.0, 1.0, 0.0), "weights": None}, {}),
         ({"solver": "heun", "evaluations": (2, 2, 1), "weights": None}, {"solver": "euler"}),
         ({"model": {"patches": {"weights": 9, "strengths": [1.0]}}}, {}),
         ({"model": {"fingerprint": marks(1)}}, {}),
         ({"trusted": False}, {}),
         ({"model": {"fingerprint": marks(1)}, "trusted": False}, {}),
     ],
-    ids=str,
+    ids=["cfg", "steps", "solver", "patches", "checkpoint", "trust", "checkpoint and trust"],
 )
 def test_the_best_is_found_behind_many_others_and_no_file_is_opened_for_the_next_choice(
     folder, others, asked, opened
 ):
-    content = folder.put("a", **others)
-    for i in range(40):
-        content.save(folder.path / f"b{i}.safetensors")
+    folder.put("a", **others)
+    content = (folder.path / "a.safetensors").read_bytes()
+    for i in range(40 if others == {"trusted": False} else 70):  # who is trusted is not seen at a first look
+        (folder.path / f"b{i}.safetensors").write_bytes(content)
     mine = folder.put("z-mine")
     assert folder.choose(**asked).table == mine
     opened.clear()
     assert folder.choose(**asked).table == mine
+    assert not opened
+
+
+def test_another_checkpoint_is_looked_for_in_every_file_once_more(folder, opened):
+    """Which files are its own is not known from the choice for the one before."""
+    other = marks(2)
+    folder.put("a", {"fingerprint": marks(1)})
+    content = (folder.path / "a.safetensors").read_bytes()
+    for i in range(70):
+        (folder.path / f"b{i}.safetensors").write_bytes(content)
+    mine = folder.put("z-mine", {"fingerprint": other})
+
+    def chosen(model):
+        def same(theirs):  # comparing numbers takes long
+            return theirs == model["fingerprint"]
+
+        return choose(folder.shelf, folder.trust, Wanted(model, steps=3), same)
+
+    assert "only a family match" in chosen(MODEL).why
+    assert chosen(MODEL | {"fingerprint": other}).table == mine
+    opened.clear()
+    assert chosen(MODEL | {"fingerprint": other}).table == mine
     assert not opened
 
 
@@ -384,6 +486,20 @@ def test_of_hundreds_that_will_not_do_few_are_loaded_and_the_next_choice_opens_n
         opened.clear()
         with pytest.raises(DodeError, match="pick the λ table a, b0, b1 once"):
             folder.choose()
+    assert not opened
+
+
+def test_of_many_tables_that_all_are_of_this_checkpoint_few_are_loaded(folder, opened):
+    """Each header is read once; the first of equals is taken."""
+    folder.put("a")
+    content = (folder.path / "a.safetensors").read_bytes()
+    for i in range(100):
+        (folder.path / f"b{i}.safetensors").write_bytes(content)
+    opened.clear()
+    assert folder.choose().table.name == "a"
+    assert len(opened) <= 101 + 12
+    opened.clear()
+    assert folder.choose(cfg=6.5).table.name == "a"
     assert not opened
 
 

@@ -119,3 +119,22 @@ def test_a_row_is_kept_once(numbers):
 def test_facts_of_the_model_are_changed():
     table = edit.with_model_facts(LambdaTable([A], {"name": "old", "family": "sd15"}), {"name": "new"})
     assert table.model == {"name": "new", "family": "sd15"}
+
+
+def test_too_many_rows_do_not_go_together(monkeypatch):
+    monkeypatch.setattr(edit, "MAX_ROWS", 2)
+    assert len(edit.merged([LambdaTable([A]), LambdaTable([B])]).rows) == 2
+    with pytest.raises(DodeError, match="together these tables have 3 rows; a table has at most 2"):
+        edit.merged([LambdaTable([A, B]), LambdaTable([C])])
+
+
+def test_a_list_of_rows_is_read_up_to_a_thousand_characters():
+    table = LambdaTable([A])
+    assert edit.chosen(table, "1".ljust(1000)).rows == table.rows
+    with pytest.raises(DodeError, match="give the rows to keep as numbers"):
+        edit.chosen(table, "1".ljust(1001))
+
+
+def test_who_signs_nothing_leaves_a_row_without_credit():
+    table = LambdaTable([row_of()])
+    assert edit.signed(table, {"author": "", "licence": ""}, over=True).rows[0].credit is None

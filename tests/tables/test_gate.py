@@ -134,6 +134,7 @@ MAYBE_NUMBERS = ([None, 0, -1.5], ["3.0", [3.0], {}, True, 10**400])
 KNOWN = {
     "SETTINGS": {
         "cfg": ([0, 7.5], ["7", -1, None, [7], 10**400]),
+        "teacher_cfg": ([0, 7.5], ["7", -1, None, [7], 10**400]),
         "seed": COUNTS,
         "steps": ([1, 6], [0, -1, "6", 1.5, None]),
         "scheduler": NAMES,
@@ -265,10 +266,29 @@ def test_facts_are_an_object(value):
         gate.json_object(value, "settings")
 
 
-@pytest.mark.parametrize("value", [{1, 2}, math.nan, math.inf, object(), b"x", np.zeros(2)])
+@pytest.mark.parametrize(
+    "value",
+    [{1, 2}, {"a"}, {1: 2}, math.nan, math.inf, object(), b"x", np.zeros(2), 2**4096, -(2**4096)],
+    ids=lambda value: type(value).__name__,
+)
 def test_facts_are_json(value):
     with pytest.raises(DodeError, match="settings cannot be stored as JSON"):
         gate.json_object({"x": value}, "settings")
+
+
+def test_facts_come_out_as_json_brings_them_back():
+    given = {"a": (1, 2.5, None, True, "λ", {"b": [np.float64(0.5)]}), "large": 2**4096 - 1}
+    copy = gate.json_object(given, "settings")
+    assert copy == {"a": [1, 2.5, None, True, "λ", {"b": [0.5]}], "large": 2**4096 - 1}
+    assert type(copy["a"][5]["b"][0]) is float
+
+
+@pytest.mark.parametrize(
+    ("form", "what"), [("lambda", "λ"), ("history", "the weights of one evaluation together")]
+)
+def test_weights_that_are_too_large_are_called_what_they_are(form, what):
+    with pytest.raises(DodeError, match=f"^{what} must be at most 1000; got 2000$"):
+        gate.check_weights(np.array([[2000.0]]) if form == "history" else np.array([2000.0]), form)
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a": ', "}")])
@@ -279,7 +299,9 @@ def test_facts_can_be_walked_through(opening, closing):
         if fits:
             assert gate.json_object(facts, "settings") == facts
         else:
-            with pytest.raises(DodeError, match="settings: nested more than 32 deep"):
+            with pytest.raises(
+                DodeError, match="settings cannot be stored as JSON: nested more than 32 deep"
+            ):
                 gate.json_object(facts, "settings")
 
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 import time
 import tracemalloc
 from contextlib import suppress
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from safetensors.numpy import save
 
 from dode_nodes.errors import TableError
 from dode_nodes.tables import safefile
+from dode_nodes.tables.row import LambdaRow
 from dode_nodes.tables.table import LambdaTable
 from tests.tables.rows import SIGMAS, changed, row_of
 
@@ -112,3 +116,67 @@ def test_the_widest_files_are_tables(tmp_path):
     assert LambdaTable.load(path).rows[0].bands == 4
     path.write_bytes(with_facts(json.dumps({"rows": [json.loads(row_text()) | {"x": [0] * 100_000}]}), ROW))
     assert LambdaTable.load(path).rows
+
+
+# --- The work grows as the file does ------------------------------------------------------------------
+
+
+def some_rows(n: int) -> bytes:
+    return _file([row_of(error=0.1, settings={"steps": i + 1, "cfg": 7.0}) for i in range(n)])
+
+
+def some_fields(n: int) -> bytes:
+    return _file([row_of(unknown={f"x{i}": {"a": [i, str(i)]} for i in range(10 * n)})])
+
+
+def some_samples(n: int) -> bytes:
+    return _file([row_of()], fingerprint={"samples": [[i / 7] * 16 for i in range(n)], "ascending": 0})
+
+
+def some_arrays(n: int) -> bytes:
+    return save({f"x{i}": np.zeros(4) for i in range(10 * n)} | ROW, _facts_of([row_of()]))
+
+
+def _facts_of(rows: list[LambdaRow], **model: object) -> dict[str, str]:
+    text = json.dumps({"model": model, "rows": [row.to_json() for row in rows]})
+    return {"format": "dode-lambda-table", "version": "2", "table": text}
+
+
+def _file(rows: list[LambdaRow], **model: object) -> bytes:
+    arrays = {f"rows.{i}.{name}": array for i, row in enumerate(rows) for name, array in row.arrays().items()}
+    return save(arrays, _facts_of(rows, **model))
+
+
+def work_of(content: bytes) -> int:
+    """Lines of Python that reading runs, and calls, those into C among them."""
+    counted = 0
+
+    def called(frame: FrameType, event: str, argument: object) -> None:
+        nonlocal counted
+        counted += event in ("call", "c_call")
+
+    def ran(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal counted
+        counted += event == "line"
+        return ran
+
+    before = sys.gettrace(), sys.getprofile()
+    sys.settrace(ran)
+    sys.setprofile(called)
+    try:
+        LambdaTable.from_bytes(content)
+    finally:
+        sys.settrace(before[0])
+        sys.setprofile(before[1])
+    return counted
+
+
+@pytest.mark.parametrize("of", [some_rows, some_fields, some_samples, some_arrays])
+def test_reading_is_linear(of):
+    """Twice as much takes twice the work at most, and what is there anyway."""
+    sizes = 10, 20, 40
+    contents = [of(n) for n in sizes]
+    bare, work = work_of(of(1)), [work_of(content) for content in contents]
+    assert len(contents[2]) > 1.5 * len(contents[1]) > 2 * len(contents[0])
+    assert work[1] - bare <= 2.2 * (work[0] - bare) + 50, work
+    assert work[2] - bare <= 2.2 * (work[1] - bare) + 50, work

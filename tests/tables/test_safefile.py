@@ -20,6 +20,7 @@ from hypothesis.extra import numpy as np_st
 
 from dode_nodes.errors import TableError
 from dode_nodes.tables import safefile
+from dode_nodes.tables.table import LambdaTable
 
 TENSORS = {"a": np.arange(6.0).reshape(2, 3), "b": np.float64(3.0), "c": np.arange(3, dtype=np.int8)}
 METADATA = {"format": "test", "text": "λ"}
@@ -66,7 +67,6 @@ def test_layout_in_memory_does_not_matter(tmp_path):
 # --- Reading ------------------------------------------------------------------------------------------
 
 HOSTILE = {
-    "empty": b"",
     "short": b"\x05\x00",
     "zeros": bytes(100),
     "random": np.random.default_rng(0).bytes(5000),
@@ -147,10 +147,22 @@ def test_file_cut_off_anywhere_is_refused(tmp_path):
     whole, path = tmp_path / "whole.safetensors", tmp_path / "cut.safetensors"
     safefile.write(whole, TENSORS, METADATA, overwrite=False)
     content = whole.read_bytes()
-    for length in range(0, len(content), 3):
+    for length in range(1, len(content), 3):
         path.write_bytes(content[:length])
         with pytest.raises(TableError, match=r"cut\.safetensors: truncated"):
             safefile.read(path)
+
+
+@pytest.mark.parametrize("read", [safefile.read, safefile.read_header, LambdaTable.load])
+def test_what_a_kill_can_leave_without_links_is_told_from_a_damaged_file(tmp_path, read):
+    path = tmp_path / "a.safetensors"
+    path.touch()
+    with pytest.raises(
+        TableError, match=r"a\.safetensors: an empty file: .* Delete it, and save the table again"
+    ):
+        read(path)
+    with pytest.raises(TableError, match="truncated"):
+        LambdaTable.from_bytes(b"")
 
 
 def test_too_large_a_file_is_not_read(tmp_path):

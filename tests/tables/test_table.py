@@ -10,6 +10,7 @@ import os
 import pickle
 import sys
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -424,3 +425,16 @@ def test_whether_a_table_can_be_saved_is_known_before(tmp_path):
     for name, why in (("old.safetensors", "exists already"), ("t.ckpt", r"ends in \.safetensors")):
         with pytest.raises(TableError, match=why):
             LambdaTable.check_new(tmp_path / name)
+
+
+def test_people_are_told_a_tables_name_and_its_digits_once():
+    table = LambdaTable([row_of()])
+    digits = table.sha256[:8]
+    called = {
+        "": digits,
+        "mine": f"mine {digits}",
+        table.named("mine"): f"mine-{digits}",
+        f"{table.named('mine')}-2": f"mine-{digits}-2",  # as where that name was taken
+        "mine-12345678": f"mine-12345678 {digits}",  # of other numbers
+    }
+    assert {name: replace(table, name=name).called for name in called} == called
