@@ -256,7 +256,7 @@ def distilling(bench: Bench) -> Iterator[list[object]]:
     request = Request(
         guiders=[cfg_guider(bench.model, bench.positive, bench.negative, CFG)],
         latent=bench.empty(1),
-        latents=LATENTS,
+        count=LATENTS,
         seed=SEED,
         schedules=[schedule(bench.model, "euler", "karras", STEPS)],
         recipe=Recipe(predictions=["noise"], teacher=Teacher(scale=SCALE)),

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from ..hosts.diffusers import Distillation as PipelineDistillation
 
 AUTO = "auto"
-_CHECKPOINT_CFG = 7.0
+CHECKPOINT_CFG = 7.0
 MICRO_BATCH = 16  # of an embedded model's latents: what fits a CPU's cache
 
 
@@ -58,12 +58,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "it to give several, which get equal shares of the latents")  # fmt: skip
     model.add_argument("--negative", metavar="TEXT",
                        help="with --checkpoint or --pipeline: the negative prompt (default: empty)")  # fmt: skip
-    model.add_argument("--size", type=_size, metavar="WxH",
+    model.add_argument("--size", type=size_in_pixels, metavar="WxH",
                        help="with --checkpoint or --pipeline: the size you will sample at, in pixels (default: 512x512; "
                        "of a pipeline, its own)")  # fmt: skip
     model.add_argument("--cfg", type=float,
                        help="the classifier-free guidance scale you will sample with "
-                       f"(default: {_CHECKPOINT_CFG:g}; of a demo model, its own)")  # fmt: skip
+                       f"(default: {CHECKPOINT_CFG:g}; of a demo model, its own)")  # fmt: skip
 
     student = parser.add_argument_group("the few-step solver")
     student.add_argument("--steps", type=int, nargs="+", default=[5, 8], metavar="N",
@@ -104,7 +104,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=distil)
 
 
-def _size(text: str) -> tuple[int, int]:
+def size_in_pixels(text: str) -> tuple[int, int]:
     """Width and height."""
     try:
         width, height = map(int, text.lower().replace("×", "x").split("x"))
@@ -156,7 +156,7 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
     """
     if options.cfg is None:
         embedded = options.checkpoint is None and options.pipeline is None
-        options.cfg = usual_of(options.model).cfg if embedded else _CHECKPOINT_CFG
+        options.cfg = usual_of(options.model).cfg if embedded else CHECKPOINT_CFG
     options.steps = list(dict.fromkeys(options.steps))
     check_settings(options.steps, options.cfg, options.seed)
     or_stock = options.solver is None and options.schedule is None
@@ -211,7 +211,12 @@ def _of_pipeline(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Pipel
     return distillation(options, recipe, bar)
 
 
-def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Once:
+def start_for_checkpoint(options: argparse.Namespace) -> None:
+    """Start the ComfyUI that loads the options' checkpoint.
+
+    Raises:
+        DodeError: there is none, or the options are not in order.
+    """
     if not options.prompt:
         raise DodeError("give at least one --prompt with --checkpoint, like those you will use")
     if options.checkpoint.suffix not in (".safetensors", ".sft"):
@@ -223,9 +228,13 @@ def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Onc
     from ..hosts.comfy.launch import start_comfyui
 
     start_comfyui()
-    from ..hosts.comfy.checkpoint import distillation  # now that there is a comfy to import
 
-    return Once(*distillation(options, recipe, bar))
+
+def _of_checkpoint(options: argparse.Namespace, recipe: Recipe, bar: Bar) -> Once:
+    start_for_checkpoint(options)
+    from ..hosts.comfy.checkpoint import combinations_of, distillation  # now that there is a comfy to import
+
+    return Once(*distillation(combinations_of(options), options, recipe, bar))
 
 
 class Embedded:

@@ -1,10 +1,11 @@
-"""``python -m dode_nodes distill-lora``: rows for a few steps of an embedded model, and a LoRA trained for them."""
+"""``python -m dode_nodes distill-lora``: for a demo model or a checkpoint, rows for a few steps and a LoRA for them."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,31 +15,44 @@ from ..demo.models import DemoModel
 from ..errors import DodeError
 from ..fit.latents import Latents
 from ..fit.lora import LoraRecipe
-from ..fit.lora_pipeline import ADVISED, LORA_QUALITIES, LoraPipeline, best_rows
+from ..fit.lora_pipeline import ADVISED, LORA_QUALITIES, LoraPipeline, Outcome, best_rows
 from ..fit.low_rank import LowRank
 from ..fit.pipeline import Pipeline, Recipe
 from ..fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import is_one_of_several
 from ..fit.teacher import Teacher
-from ..tables.lora_file import content_hash, write_lora
-from ..tables.publish import check_new, first_free, numbered
+from ..tables.lora_file import Factors
+from ..tables.publish import check_new
 from ..tables.row import LambdaRow
 from ..tables.table import LambdaTable
 from .bar import Bar, raise_with
-from .make_table import MICRO_BATCH
+from .lora_work import LoraWork, lora_beside, save
+from .make_table import CHECKPOINT_CFG, MICRO_BATCH, size_in_pixels, start_for_checkpoint
+
+SMALL_RATE, LARGE_RATE = 2e-3, 5e-4
+"""Learning rates that the demo models and that large networks stand."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The command's options. None where the default depends on the model, the table or the quality."""
     model = parser.add_argument_group("what to train for")
-    model.add_argument("--model", choices=NAMES, default="eps",
+    which = model.add_mutually_exclusive_group()
+    which.add_argument("--model", choices=NAMES, default="eps",
                        help="a demo model, as for distill (default: %(default)s)")  # fmt: skip
+    which.add_argument("--checkpoint", type=Path, metavar="FILE",
+                       help="a .safetensors checkpoint with its text encoder, as for distill; needs "
+                       "ComfyUI")  # fmt: skip
     model.add_argument("--prompt", action="append", metavar="TEXT",
-                       help="with --model pictures: a prompt; repeat it to give several, which get equal shares of the "
-                       "latents")  # fmt: skip
+                       help="with --checkpoint or --model pictures: a prompt like those you use; repeat it to give "
+                       "several, which get equal shares of the latents")  # fmt: skip
+    model.add_argument(
+        "--negative", metavar="TEXT", help="with --checkpoint: the negative prompt (default: empty)"
+    )
+    model.add_argument("--size", type=size_in_pixels, metavar="WxH",
+                       help="with --checkpoint: the size you will sample at, in pixels (default: 512x512)")  # fmt: skip
     model.add_argument("--cfg", type=float,
-                       help="the classifier-free guidance scale you will sample with (default: the table's, or the "
-                       "model's own)")  # fmt: skip
+                       help="the classifier-free guidance scale you will sample with (default: the table's; without "
+                       f"one {CHECKPOINT_CFG:g}, and of a demo model its own)")  # fmt: skip
     rows = parser.add_argument_group("the few-step solver")
     rows.add_argument("--steps", type=int, nargs="+", default=[2], metavar="N",
                       help="steps per picture; of several, one LoRA is trained for all. Above "
@@ -51,12 +65,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                           help="how much work it may be, distilling the rows included "
                           f"(default: %(default)s). {meanings}")  # fmt: skip
     training.add_argument("--rank", type=int, default=8, help="of the LoRA (default: %(default)s)")
-    training.add_argument("--rate", type=float, default=2e-3, help="the learning rate (default: %(default)s)")
+    training.add_argument("--rate", type=float,
+                          help=f"the learning rate (default: {LARGE_RATE:g}; of a demo model "
+                          f"{SMALL_RATE:g})")  # fmt: skip
+    training.add_argument("--batch-size", type=int, default=4, metavar="N",
+                          help="noises in a batch; fewer need less memory (default: %(default)s)")  # fmt: skip
     training.add_argument("--latents", type=int, metavar="N",
                           help="noises to train on; a quarter of them is held out (default: by quality)")  # fmt: skip
     training.add_argument("--iterations", type=int, metavar="N",
                           help="batches for each number of steps (default: by quality)")  # fmt: skip
     training.add_argument("--seed", type=int, default=0, help="seed of the noises (default: %(default)s)")
+    training.add_argument("--redo", action="store_true",
+                          help="with --checkpoint: begin anew what was fitted or begun before")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("lambda.safetensors"), metavar="FILE",
                         help="the λ table to write; the LoRA is written beside it, as FILE-lora. Neither may exist yet "
                         "(default: %(default)s)")  # fmt: skip
@@ -72,40 +92,74 @@ def train(options: argparse.Namespace) -> int:
     """
     if is_one_of_several():
         raise DodeError("start this without torchrun: several processes cannot share this work yet")
-    for path in (options.out, _lora_beside(options.out)):
+    for path in (options.out, lora_beside(options.out)):
         check_new(path)
-    work: Work | None = None
+    work: LoraWork | None = None
     try:
         with Bar() as bar:
-            work = Work(options)
-            bar.begin(str(work.pipeline.cost), *work.pipeline.remarks)
-            work.pipeline.run(bar)
+            work = _work(options, bar)
+            work.run()
     except BaseException as error:
         partial = options.out.with_stem(f"{options.out.stem}-partial")
-        if work is None or not (saved := work.save(partial)):
+        if work is None or not (saved := save(work, partial)):
             raise
         raise_with(error, f"what was found so far is saved in {' and '.join(map(str, saved))}")
-    saved = work.save(options.out)
-    print(work.pipeline.report())
+    saved = save(work, options.out)
+    print(work.report())
     print("\n".join(["", *map(str, saved)]))
     return 0
 
 
-def _lora_beside(table: Path) -> Path:
-    return table.with_stem(f"{table.stem}-lora")
+def _work(options: argparse.Namespace, bar: Bar) -> LoraWork:
+    """What the options ask for.
 
-
-class Work:
-    """The training for an embedded model.
-
-    Attributes:
-        pipeline: all that is done.
+    Raises:
+        DodeError: they are not in order; before any evaluation.
     """
+    quality = LORA_QUALITIES[options.quality]
+    options.steps = list(dict.fromkeys(options.steps))
+    if options.latents is None:
+        options.latents = max(quality.latents, 2 * len(options.prompt or []))
+    if options.latents < 2:
+        raise DodeError(
+            f"set --latents to at least 2, one to train and one to check on; it is {options.latents}"
+        )
+    if options.rank < 1:
+        raise DodeError(f"set --rank to at least 1; it is {options.rank}")
+    if options.iterations is None:
+        options.iterations = quality.iterations
+    if options.checkpoint is None:
+        return Embedded(options, bar)
+    start_for_checkpoint(options)
+    from .train_lora_checkpoint import OfCheckpoint  # now that there is a comfy to import
 
-    def __init__(self, options: argparse.Namespace) -> None:
+    return OfCheckpoint(options, bar)
+
+
+def lora_recipe(options: argparse.Namespace, rate: float, *, checkpointing: bool) -> LoraRecipe:
+    """How to train; ``rate`` is the usual one for the model."""
+    return LoraRecipe(
+        options.iterations * len(options.steps),
+        options.batch_size,
+        rate if options.rate is None else options.rate,
+        checkpointing=checkpointing,
+        seed=options.seed,
+    )
+
+
+class Embedded:
+    """The training for an embedded model."""
+
+    def __init__(self, options: argparse.Namespace, bar: Bar) -> None:
+        if any(value is not None for value in (options.negative, options.size)):
+            raise DodeError("use --negative and --size only with --checkpoint: the demo models have none")
+        if options.prompt and options.model != PICTURES:
+            raise DodeError(
+                f"use --prompt only with --checkpoint or --model {PICTURES}: the other demo models draw digits"
+            )
         device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
-        self._model = load_model(options.model, device)
-        steps = list(dict.fromkeys(options.steps))
+        self._model, self._bar = load_model(options.model, device), bar
+        steps, count = options.steps, options.latents
         given = None if options.table is None else _rows_of(options.table, self._model, steps)
         cfg = options.cfg
         if cfg is None and given is not None:
@@ -113,13 +167,6 @@ class Work:
         if cfg is None:
             cfg = usual_of(self._model.name).cfg
         check_settings(steps, cfg, options.seed)
-        if options.prompt and options.model != PICTURES:
-            raise DodeError(f"use --prompt only with --model {PICTURES}: the other demo models draw digits")
-        quality = LORA_QUALITIES[options.quality]
-        count = quality.latents if options.latents is None else options.latents
-        iterations = quality.iterations if options.iterations is None else options.iterations
-        if count < 2:
-            raise DodeError(f"set --latents to at least 2, one to train and one to check on; it is {count}")
 
         def latents(seeds: range) -> Latents:
             return demo_latents(self._model, cfg, seeds, MICRO_BATCH, options.prompt)
@@ -129,12 +176,12 @@ class Work:
         # What reads the subject belongs to a host's text encoder.
         self._adapters = LowRank(self._model.network, options.rank, options.seed, without="label")
         flow = self._model.kind == "flow"
-        self.pipeline = LoraPipeline(
+        self._pipeline = LoraPipeline(
             latents(seeds[of_rows:]),
             given or self._distillation(latents(seeds[:of_rows]), steps, cfg, options, flow=flow),
             steps,
             self._adapters,
-            LoraRecipe(iterations * len(steps), rate=options.rate, seed=options.seed, checkpointing=False),
+            lora_recipe(options, SMALL_RATE, checkpointing=False),
             self._model.make_sigmas,
             flow=flow,
         )
@@ -154,20 +201,35 @@ class Work:
         )
         return Pipeline(latents, [self._model.make_sigmas(schedule, n, False) for n in steps], recipe)
 
-    def save(self, out: Path) -> list[Path]:
-        """The table of what rows there are and, if it makes one of them better, the LoRA; where they are."""
-        outcomes, rows = self.pipeline.outcomes, self.pipeline.rows
-        saved: list[Path] = []
-        if self.pipeline.helps:
-            # By the names that the demo nodes' models have in ComfyUI, so that it can be loaded there.
-            factors = {f"network.{name}": each for name, each in self._adapters.factors().items()}
-            lora = first_free(numbered(_lora_beside(out)), lambda path: write_lora(path, factors))
-            rows = [each.named(content_hash(factors), lora.name) for each in outcomes]
-            saved.append(lora)
-        if rows:
-            table = LambdaTable(rows, model=self._model.facts)
-            saved.insert(0, first_free(numbered(out), table.save))
-        return saved
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """Of the model."""
+        return self._model.facts
+
+    @property
+    def rows(self) -> Sequence[LambdaRow]:
+        """What there is of rows."""
+        return self._pipeline.rows
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """What there is of results."""
+        return self._pipeline.outcomes
+
+    def run(self) -> None:
+        """All of it."""
+        self._bar.begin(str(self._pipeline.cost), *self._pipeline.remarks)
+        self._pipeline.run(self._bar)
+
+    def factors(self) -> dict[str, Factors]:
+        """By the names that the demo nodes' models have in ComfyUI, so that it can be loaded there."""
+        if not self._pipeline.helps:
+            return {}
+        return {f"network.{name}": each for name, each in self._adapters.factors().items()}
+
+    def report(self) -> str:
+        """What came of it, in words."""
+        return self._pipeline.report()
 
 
 def _rows_of(path: Path, model: DemoModel, steps: Sequence[int]) -> list[LambdaRow]:

@@ -11,13 +11,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..sampling.solvers import Sampler, resolve
 from ..tables.provenance import Distances, StockSetting, Unseen
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
-from .held_out import distances_of
-from .latents import Latents
+from .held_out import distances_between, distances_of, ends_of
+from .latents import Latents, MicroBatch
 from .progress import Progress
 from .race import Entrant, MakeSigmas
 from .stock import steps_needed
@@ -110,6 +112,7 @@ class Headline:
             or unseen is None
             or self._make_sigmas is None
             or unseen.stock.rms <= unseen.dode.rms
+            or not unseen.corresponds
         ):
             return row
         make_sigmas = self._make_sigmas
@@ -139,15 +142,29 @@ def _used(contenders: Sequence[Contender]) -> list[Contender]:
 
 
 def _measured(contender: Contender, targets: Targets, evaluator: Evaluator) -> LambdaRow:
-    row = contender.row
-    dode, stock = (
-        _distances(run, targets, evaluator) for run in ((row, contender.solver), contender.against())
-    )
+    row, batches = contender.row, targets.latents.batches()
+    ends = ends_of(row, contender.solver, targets, batches, evaluator, _STAGE)
+    dode = distances_between(ends, targets, batches)
+    stock = _distances(contender.against(), targets, evaluator)
     if not np.isfinite([*dode, *stock]).all():
         return replace(row, unseen=None)
     nearer = float((dode < stock).mean())
-    unseen = Unseen(len(targets.latents), Distances.over(dode), Distances.over(stock), nearer)
+    others = _to_others(ends, targets, batches) if targets.latents.have_another_teacher else None
+    unseen = Unseen(
+        len(targets.latents), Distances.over(dode), Distances.over(stock), nearer, to_others=others
+    )
     return replace(row, unseen=unseen, best_stock=contender.setting or row.best_stock)
+
+
+def _to_others(ends: Sequence[Tensor], targets: Targets, batches: Sequence[MicroBatch]) -> float | None:
+    """RMS distance to where the teacher ends from the other noises of the same group; None where there are none."""
+    squares = []
+    mine = targets.latents.by_group(batches, ends)
+    for own, taught in zip(mine, targets.ends, strict=True):
+        between = torch.cdist(own.double().flatten(1), taught.double().flatten(1)).square() / own[0].numel()
+        squares.append(between[~torch.eye(len(own), dtype=torch.bool)])
+    every = torch.cat(squares)
+    return float(every.mean().sqrt()) if len(every) else None
 
 
 def _rms(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> float:

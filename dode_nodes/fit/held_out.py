@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 
@@ -223,18 +223,62 @@ def distances_of(
 
     A later run begins with the teacher's state there. Infinite where the network's answers are not finite.
     """
-    sigma, approach = (0.0, None) if step == 0 else targets.approach(float(row.sigmas[step]))
+    ends = ends_of(row, solver, targets, batches, evaluator, stage, step)
+    return distances_between(ends, targets, batches)
+
+
+def distances_between(ends: Sequence[Tensor], targets: Targets, batches: Sequence[MicroBatch]) -> np.ndarray:
+    """Of each latent's end to the teacher's, ``[n]``, RMS.
+
+    Args:
+        ends: per micro-batch, ``[m, C, *spatial]``, on the CPU.
+    """
+    pairs = zip(batches, ends, strict=True)
+    squares = [mean_squares(end - targets.of(batch, 0.0)) for batch, end in pairs]
+    return in_order(batches, squares).sqrt().numpy()
+
+
+def ends_of(
+    row: LambdaRow,
+    solver: Sampler,
+    targets: Targets,
+    batches: Sequence[MicroBatch],
+    evaluator: Evaluator,
+    stage: str,
+    step: int = 0,
+) -> list[Tensor]:
+    """Where the latents end, per micro-batch ``[m, C, *spatial]``, on the CPU; see ``distances_of``."""
     dtype = torch.promote_types(targets.latents.dtype, torch.float32)
     run = Run.of(row, solver, dtype, step)
-    squares = []
-    for batch in batches:
-        denoiser = evaluator.on(batch, stage)
-        state = batch.x if step == 0 else targets.of(batch, sigma).to(batch.x.device)
-        try:
-            if approach is not None:
-                state = approach(denoiser, replace(batch, x=state))
-            end = run(corrected(denoiser, row, step), replace(batch, x=state))
-            squares.append(mean_squares(end.cpu() - targets.of(batch, 0.0)))
-        except NotFinite:  # half precision may not stand it: no reason to lose the row
-            squares.append(torch.full((len(state),), math.inf, dtype=torch.float64))
-    return in_order(batches, squares).sqrt().numpy()
+
+    def end(batch: MicroBatch) -> Tensor:
+        return run(corrected(evaluator.on(batch, stage), row, step), batch)
+
+    starts = (
+        list(batches) if step == 0 else _starting(targets, batches, float(row.sigmas[step]), evaluator, stage)
+    )
+    return [_if_finite(end, batch) for batch in starts]
+
+
+def _starting(
+    targets: Targets, batches: Sequence[MicroBatch], sigma: float, evaluator: Evaluator, stage: str
+) -> list[MicroBatch]:
+    """The micro-batches at the teacher's states there. All of them before any goes on: a teacher's own model is then
+    loaded once for all."""
+    near, approach = targets.approach(sigma)
+    states = [targets.of(batch, near).to(batch.x.device) for batch in batches]
+    if approach is not None:
+        taught = [batch.teaching(x) for batch, x in zip(batches, states, strict=True)]
+        states = [_if_finite(lambda each: approach(evaluator.on(each, stage), each), each) for each in taught]
+    return [replace(batch, x=x.to(batch.x.device)) for batch, x in zip(batches, states, strict=True)]
+
+
+def _if_finite(run: Callable[[MicroBatch], Tensor], batch: MicroBatch) -> Tensor:
+    """Where it comes to, on the CPU; infinite where that is not finite: half precision may not stand it, and that is no
+    reason to lose a row."""
+    try:
+        if batch.x.isfinite().all():
+            return run(batch).cpu()
+    except NotFinite:
+        pass
+    return torch.full(batch.x.shape, math.inf, dtype=batch.x.dtype)

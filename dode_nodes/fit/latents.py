@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -38,12 +38,20 @@ class Group:
         around: what is done around every run that evaluates the model; it gives the run its arguments.
             Where a run passes an evaluation whose output is known, ``model.skip_evaluation(x, sigma)`` is
             called, if the model has it.
+        taught_by: the same latents with a model, arguments and host of the teacher's own: what is fitted then brings
+            this group's model to where that one ends. None where the teacher runs on this group's.
     """
 
     model: Denoiser
     x: Tensor
     extra_args: ExtraArgs = None
     around: Around | None = None
+    taught_by: Group | None = None
+
+    @property
+    def teaching(self) -> Group:
+        """What the teacher runs on."""
+        return self if self.taught_by is None else self.taught_by
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +80,10 @@ class MicroBatch:
         """Fresh arguments for one run: samplers may write into them."""
         args = self.group.extra_args
         return _fresh_arguments(args(self.indices) if callable(args) else args or {})
+
+    def teaching(self, x: Tensor) -> MicroBatch:
+        """The same latents at these states, ``[m, C, *spatial]``, on what the teacher runs on."""
+        return replace(self, group=self.group.teaching, x=x)
 
     def arguments_of(self, part: slice, extra_args: dict[str, Any]) -> dict[str, Any]:
         """A run's arguments for a part of its latents."""
@@ -130,6 +142,11 @@ class Latents:
             raise DodeError("there are no latents: the list of groups is empty")
         for group in self.groups:
             _check_latents(group.x)
+            if group.teaching.x.shape != group.x.shape:
+                raise DodeError(
+                    f"the teacher's latents must have the shape of the student's, {tuple(group.x.shape)}, not "
+                    f"{tuple(group.teaching.x.shape)}"
+                )
         if self.micro_batch is not None and self.micro_batch < 1:
             raise DodeError(f"micro_batch must be at least 1, got {self.micro_batch}")
 
@@ -154,6 +171,16 @@ class Latents:
     def lender(self) -> Denoiser:
         """A denoiser whose attributes a sampler may look at."""
         return self.groups[0].model
+
+    @property
+    def teaching(self) -> Latents:
+        """The same latents on what the teacher runs on."""
+        return replace(self, groups=[group.teaching for group in self.groups])
+
+    @property
+    def have_another_teacher(self) -> bool:
+        """Whether that is something else than what is fitted."""
+        return any(group.taught_by is not None for group in self.groups)
 
     @property
     def dtype(self) -> torch.dtype:

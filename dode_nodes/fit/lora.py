@@ -8,30 +8,27 @@ of Euler, no gradient from one step to the next.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import cycle, pairwise
+from itertools import cycle, islice
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from ..errors import DodeError, NotFinite
-from ..sampling.denoiser import Denoiser, DenoiserProxy, DodeDenoiser
-from ..sampling.sample import solver_of
-from ..sampling.solvers import Sampler, to_d
-from ..sigmas import is_flow
-from ..tables.free_outputs import NONE
+from ..tables.kept import Kept
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
-from .family import under_euler
 from .held_out import distances_of
 from .latents import Latents, MicroBatch
+from .lora_rollout import Rollout, shuffled_batches
+from .lora_state import Chosen, State
+from .memory import is_out_of_memory
 from .progress import Progress, Tell
 from .ranks import rank_and_size
-from .student import Student
 from .teacher import Targets
 
 END, STEP = "end", "step"
@@ -41,7 +38,9 @@ STRENGTHS = (0.25, 0.5, 0.75)
 _CHECKS = 4  # of the LoRA at full strength, on the latents held out
 _WARM_UP = 10
 _LATE = 20  # batches, whose mean loss is told
-_STAGE, _CHECKING = "training the LoRA", "checking the LoRA"
+_STAGE, _CHECKING, _TRYING = "training the LoRA", "checking the LoRA", "trying a batch"
+_KEEP_SECONDS = 120.0
+"""What a crash can cost at most, beside a batch."""
 
 
 class Adapters(Protocol):
@@ -102,20 +101,13 @@ class LoraRecipe:
         checks = 1 + min(_CHECKS, self.iterations) + len(STRENGTHS)
         return training + checks * len(latents.held_out) * sum(evaluations)
 
+    def batches(self, latents: Latents) -> Iterator[MicroBatch]:
+        """What is trained on, without an end."""
+        return shuffled_batches(latents, self.batch, self.seed, checkpointing=self.checkpointing)
 
-@dataclass(frozen=True, eq=False)
-class Chosen:
-    """Adapters' numbers, and what they do on the latents held out.
-
-    Attributes:
-        numbers: of the adapters' parameters.
-        strength: 0 where no strength makes the rows better.
-        errors: RMS distance to the teacher's end, row by row.
-    """
-
-    numbers: Sequence[Tensor]
-    strength: float
-    errors: Sequence[float]
+    def trial_cost(self, latents: Latents, evaluations: Sequence[int]) -> int:
+        """What ``try_batch`` takes at most, with one of such rows."""
+        return min(self.batch, len(latents.fitted)) * max(evaluations) * (1 + self.backward)
 
 
 class LoraTraining:
@@ -129,6 +121,7 @@ class LoraTraining:
         rows: whose steps are trained for.
         adapters: what learns.
         recipe: how.
+        kept: where its state is kept, for another one of the same to go on from; None for nowhere.
 
     Raises:
         IneligibleSampler, DodeError: a row or a setting cannot be trained with; before any evaluation.
@@ -142,7 +135,12 @@ class LoraTraining:
     """
 
     def __init__(
-        self, targets: Targets, rows: Sequence[LambdaRow], adapters: Adapters, recipe: LoraRecipe
+        self,
+        targets: Targets,
+        rows: Sequence[LambdaRow],
+        adapters: Adapters,
+        recipe: LoraRecipe,
+        kept: Kept | None = None,
     ) -> None:
         latents = targets.latents
         if rank_and_size()[1] > 1:
@@ -151,9 +149,11 @@ class LoraTraining:
             raise DodeError("give at least one row to train for")
         if not latents.held_out:
             raise DodeError("give at least two latents, one to train and one to check on")
-        self._targets, self._adapters, self._recipe = targets, adapters, recipe
+        self._targets, self._adapters, self._recipe, self._kept = targets, adapters, recipe, kept
         self._parameters = list(adapters.parameters())
-        self._trained = [_Trained.of(row, targets, recipe.loss) for row in rows]
+        self._trained = [Rollout.of(row, latents) for row in rows]
+        for each in self._trained:
+            each.check(targets, by_step=recipe.loss == STEP)
         self._held_out = latents.batches(latents.held_out)
         self.cost = recipe.cost(latents, [row.nfe for row in rows])
         self.errors_without: Sequence[float] = []
@@ -173,6 +173,7 @@ class LoraTraining:
             try:
                 self._begin()
                 self._learn()
+                self._keep()
                 self._load(self._nearest.numbers)
                 for strength in STRENGTHS:
                     self._consider(strength)
@@ -185,8 +186,9 @@ class LoraTraining:
         recipe = self._recipe
         self._good = self._numbers()
         self._optimizer = torch.optim.Adam(self._parameters, recipe.rate)
-        self._schedule = torch.optim.lr_scheduler.LambdaLR(self._optimizer, self._share_of_rate)
-        self.losses, self.stopped_at = [], None
+        self.losses, self.stopped_at, self._looked = [], None, 0
+        if self._go_on():
+            return
         self.errors_without = self._errors(0.0)
         if not all(map(math.isfinite, self.errors_without)):
             raise DodeError(
@@ -196,53 +198,81 @@ class LoraTraining:
         self.best = Chosen(self._numbers(), 0.0, self.errors_without)
         self._nearest = replace(self.best, errors=[math.inf])
 
-    def _share_of_rate(self, iteration: int) -> float:
-        return min(1, (iteration + 1) / _WARM_UP) * (
-            1 + math.cos(math.pi * iteration / self._recipe.iterations)
-        ) / 2  # fmt: skip
+    def _rate(self, iteration: int) -> float:
+        """It warms up, and falls as a cosine."""
+        recipe = self._recipe
+        falling = (1 + math.cos(math.pi * iteration / recipe.iterations)) / 2
+        return recipe.rate * min(1, (iteration + 1) / _WARM_UP) * falling
 
     def _learn(self) -> None:
         """Batch by batch, and a look at the latents held out from time to time."""
-        count = self._recipe.iterations
+        count, done = self._recipe.iterations, len(self.losses)
         looks = {count * (i + 1) // _CHECKS for i in range(_CHECKS)}
-        batches = zip(range(1, count + 1), self._batches(), cycle(self._trained), strict=False)
-        for number, batch, trained in batches:
-            self._adapters.strength = 1.0
+        if done in looks and done > self._looked:
+            self._look()
+        numbered = zip(
+            range(1, count + 1),
+            self._recipe.batches(self._targets.latents),
+            cycle(self._trained),
+            strict=False,
+        )
+        kept_at = time.monotonic()
+        for number, batch, trained in islice(numbered, done, None):
             try:
-                self.losses.append(self._update(trained, batch))
+                self._adapters.strength = 1.0
+                self._optimizer.param_groups[0]["lr"] = self._rate(number - 1)
+                loss = self._update(trained, batch)
             except NotFinite:
                 self.stopped_at = number
                 self._load(self._good)
+            except BaseException:
+                if self._recipe.loss == END:  # of this batch nothing has been learned yet
+                    self._keep()
+                raise
             else:
-                self._schedule.step()
+                self.losses.append(loss)
             if number in looks or self.stopped_at is not None:
-                self._consider(1.0)
+                self._look()
+            elif time.monotonic() - kept_at > _KEEP_SECONDS:
+                self._keep()
+                kept_at = time.monotonic()
             if self.stopped_at is not None:
                 return
 
-    def _batches(self) -> Iterator[MicroBatch]:
-        """The fitted latents, shuffled again and again; those of a batch share a group."""
-        latents = self._targets.latents
-        fitted, first = set(latents.fitted), 0
-        groups = []
-        for group in latents.groups:
-            groups.append([number for number in range(first, first + len(group.x)) if number in fitted])
-            first += len(group.x)
-        whole = replace(latents, micro_batch=None)
-        if self._recipe.checkpointing:
-            lean = [replace(group, model=_Checkpointed(group.model)) for group in latents.groups]
-            whole = replace(whole, groups=lean)
-        random = np.random.default_rng(self._recipe.seed)
-        size = self._recipe.batch
-        while True:
-            parts = []
-            for numbers in groups:
-                shuffled = random.permutation(numbers).tolist()
-                parts += [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
-            for i in random.permutation(len(parts)):
-                yield from whole.batches(parts[i])
+    def _look(self) -> None:
+        """At the latents held out."""
+        self._keep()
+        self._consider(1.0)
+        self._looked = len(self.losses)
 
-    def _update(self, trained: _Trained, batch: MicroBatch) -> float:
+    def _keep(self) -> None:
+        """All that another training needs to go on as this one would."""
+        if self._kept is not None:
+            adam = self._optimizer.state_dict()["state"]
+            State(
+                self._numbers(),
+                adam,
+                self.best,
+                self._nearest,
+                self.losses,
+                self.errors_without,
+                self._looked,
+            ).save(self._kept)
+
+    def _go_on(self) -> bool:
+        """From where another one was ended; whether there was one."""
+        found = None if self._kept is None else State.load(self._kept, self._parameters)
+        if found is None:
+            return False
+        self._load(found.now)
+        self._good = self._numbers()
+        groups = self._optimizer.state_dict()["param_groups"]
+        self._optimizer.load_state_dict({"state": found.adam, "param_groups": groups})
+        self.best, self._nearest = found.best, found.nearest
+        self.losses, self.errors_without, self._looked = found.losses, found.errors_without, found.looked
+        return True
+
+    def _update(self, trained: Rollout, batch: MicroBatch) -> float:
         """One batch: the loss, and a step of Adam; of SFD's loss one after each of the sampler's steps.
 
         Raises:
@@ -250,13 +280,14 @@ class LoraTraining:
         """
         by_step, stage = self._recipe.loss == STEP, self._stage()
         network = self._evaluator.on(batch, stage)
-        dtype = torch.promote_types(batch.x.dtype, torch.float32)
-        sigmas = torch.tensor(trained.student.sigmas, dtype=dtype, device=batch.x.device)
+        sigmas = trained.sigmas(batch.x)
         losses = []
 
         def descend(x: Tensor, sigma: float, evaluations: int) -> None:
-            losses.append(self._descend(x, self._targets.of(batch, sigma)))
+            losses.append(self._gradient(x, self._targets.of(batch, sigma)))
             self._evaluator.count(batch, stage, x.detach(), self._recipe.backward * evaluations)
+            self._good = self._numbers()
+            self._optimizer.step()
 
         def sample(extra_args: dict[str, Any]) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
@@ -277,16 +308,14 @@ class LoraTraining:
         late = self.losses[-_LATE:]
         return f"{_STAGE}, loss {sum(late) / len(late):.3g}" if late else _STAGE
 
-    def _descend(self, x: Tensor, target: Tensor) -> float:
-        """A step of Adam on the L1 distance of states, ``[m, C, *spatial]``, to the teacher's, summed over a latent."""
+    def _gradient(self, x: Tensor, target: Tensor) -> float:
+        """That of the L1 distance of states, ``[m, C, *spatial]``, to the teacher's, summed over a latent."""
         loss = (x - target.to(x)).abs().flatten(1).sum(1).mean()
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         gradients = [each.grad for each in self._parameters if each.grad is not None]
         if not all(bool(each.isfinite().all()) for each in (loss, *gradients)):
             raise NotFinite("the loss or its gradient is NaN or infinite")
-        self._good = self._numbers()
-        self._optimizer.step()
         return float(loss.detach())
 
     def _consider(self, strength: float) -> None:
@@ -320,46 +349,44 @@ class LoraTraining:
                 parameter.copy_(values)
 
 
-@dataclass(frozen=True, eq=False)
-class _Trained:
-    """A row that is trained for, and its steps as Euler's."""
+def try_batch(
+    latents: Latents,
+    rows: Sequence[LambdaRow],
+    adapters: Adapters,
+    recipe: LoraRecipe,
+    progress: Progress | Tell | None = None,
+) -> None:
+    """One batch of the longest row, forwards and backwards: how long it takes and what memory it needs shows before
+    anything else is done. Nothing is learned.
 
-    row: LambdaRow
-    solver: Sampler
-    student: Student
+    Raises:
+        DodeError: memory is not enough.
+    """
+    trained = max((Rollout.of(row, latents) for row in rows), key=lambda each: each.student.evaluations)
+    evaluations = trained.student.evaluations
+    batch = next(recipe.batches(latents))
 
-    @classmethod
-    def of(cls, row: LambdaRow, targets: Targets, loss: str) -> _Trained:
-        solver = solver_of(row, None)
-        student = under_euler(row, solver, targets.latents.lender)
-        targets.check([float(row.sigmas[0]), 0.0])
-        if loss == STEP:
-            if student.corrections.any() or student.free != NONE:
-                raise DodeError(
-                    f"the loss per step is for plain Euler: choose the loss at the end for {row.label}"
-                )
-            targets.check(row.sigmas[1:].tolist())
-        return cls(row, solver, student)
+    def sample(extra_args: dict[str, Any]) -> Tensor:
+        with torch.inference_mode(False), torch.enable_grad():
+            start = batch.x.clone()
+            *_, x = trained.states(network, start, trained.sigmas(start), extra_args, detached=False)
+            x.square().mean().backward()  # type: ignore[no-untyped-call]
+        evaluator.count(batch, _TRYING, x.detach(), recipe.backward * evaluations)
+        return x.detach()
 
-    def states(
-        self, network: Denoiser, x: Tensor, sigmas: Tensor, extra_args: Mapping[str, Any], *, detached: bool
-    ) -> Iterator[Tensor]:
-        """The state after each step, ``[m, C, *spatial]``, with its graph; detached: with that of its step alone."""
-        student, s_in = self.student, x.new_ones(len(x))
-        denoise = DodeDenoiser(
-            network, student.corrections, student.prediction, free=student.free, flow=is_flow(student.sigmas)
-        )
-        for sigma, sigma_next in pairwise(sigmas):
-            d = to_d(x, sigma, denoise(x, sigma * s_in, **extra_args))
-            x = x + d * (sigma_next - sigma)
-            yield x
-            if detached:
-                x = x.detach()
-
-
-class _Checkpointed(DenoiserProxy):
-    """A denoiser whose evaluations are run again for their gradients, in place of keeping all that they computed."""
-
-    def __call__(self, x: Tensor, sigma: Tensor, **extra_args: Any) -> Tensor:
-        denoised: Tensor = checkpoint(self._model, x, sigma, use_reentrant=False, **extra_args)
-        return denoised
+    with Progress.of(progress, recipe.trial_cost(latents, [evaluations])) as work:
+        evaluator = Evaluator(work)
+        network = evaluator.on(batch, _TRYING)
+        adapters.strength = 1.0
+        try:
+            batch.run(sample, trained.sigmas(batch.x))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise DodeError(
+                f"make batch_size smaller than {len(batch.x)}, or the latent: memory ran out in a training batch"
+            ) from error
+        finally:
+            adapters.strength = 0.0
+            for parameter in adapters.parameters():
+                parameter.grad = None

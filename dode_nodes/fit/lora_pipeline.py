@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from torch import Tensor
@@ -11,13 +11,14 @@ from ..errors import DodeError
 from ..sigmas import same_sigma
 from ..tables.describe import columns, number, percent
 from ..tables.gate import finite
+from ..tables.kept import Kept
 from ..tables.provenance import TrainedLora
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
 from .latents import Latents
 from .levenberg_marquardt import LeastSquaresProblem
-from .lora import Adapters, LoraRecipe, LoraTraining
-from .pipeline import Pipeline
+from .lora import Adapters, LoraRecipe, LoraTraining, try_batch
+from .pipeline import GOES_ON, Pipeline
 from .progress import Progress, Tell
 from .quality import start_schedule
 from .race import MakeSigmas, entrant_of
@@ -61,6 +62,7 @@ class LoraCost:
     """What it may come to, at most, in evaluations of one latent; a backward pass counts as two or three of them."""
 
     rows: int
+    trial: int
     teacher: int
     training: int
     comparing: int
@@ -68,11 +70,15 @@ class LoraCost:
     @property
     def total(self) -> int:
         """Of all."""
-        return self.rows + self.teacher + self.training + self.comparing
+        return self.rows + self.trial + self.teacher + self.training + self.comparing
 
     def __str__(self) -> str:
         parts = [f"rows {self.rows}"] if self.rows else []
-        parts += [f"teacher {self.teacher}", f"training the LoRA {self.training}"]
+        parts += [
+            f"trying a batch {self.trial}",
+            f"teacher {self.teacher}",
+            f"training the LoRA {self.training}",
+        ]
         return f"at most {self.total} evaluations: {', '.join(parts)}"
 
 
@@ -123,6 +129,7 @@ class LoraPipeline:
         recipe: how.
         make_sigmas: the host's schedules.
         flow: whether the model is a rectified flow.
+        kept: where the work is kept, for a run that is ended to go on from; None for nowhere.
 
     Raises:
         IneligibleSampler, DodeError: something cannot serve; before any evaluation.
@@ -145,8 +152,9 @@ class LoraPipeline:
         make_sigmas: MakeSigmas,
         *,
         flow: bool,
+        kept: Kept | None = None,
     ) -> None:
-        self._latents, self._adapters = latents, adapters
+        self._latents, self._adapters, self._kept = latents, adapters, kept
         self._recipe, self._make_sigmas = recipe, make_sigmas
         self._steps = list(steps)
         self._distillation = rows if isinstance(rows, Pipeline) else None
@@ -161,37 +169,49 @@ class LoraPipeline:
                     f"choose a row that begins at σ = {float(schedule[0]):.6g}, as this model's teacher does: "
                     f"{row.label} begins at {row.sigmas[0]:.6g}"
                 )
-        self._teacher = plan_teacher(latents, schedule, replace(TEACHER, flow=flow))
+        taught = None if kept is None else kept.part("teacher")
+        self._teacher = replace(plan_teacher(latents, schedule, replace(TEACHER, flow=flow)), kept=taught)
         self.cost = LoraCost(
             rows=0 if self._distillation is None else self._distillation.cost.total,
+            trial=recipe.trial_cost(latents, self._steps),
             teacher=self._teacher.cost,
             training=recipe.cost(latents, self._steps),
             comparing=sum(self._steps) * len(latents.held_out),
         )
         self.remarks = [] if self._distillation is None else list(self._distillation.remarks)
+        if taught is not None and taught.exists():
+            self.remarks.append(GOES_ON)
         if max(self._steps) > ADVISED:
             self.remarks.append(
                 f"above {ADVISED} steps a LoRA hardly pays: the row alone comes about as near, at no training"
             )
 
-    def run(self, progress: Progress | Tell | None = None) -> list[Outcome]:
+    def run(
+        self,
+        progress: Progress | Tell | None = None,
+        tried: Callable[[Progress, int], None] = lambda trial, left: None,
+    ) -> list[Outcome]:
         """All of it.
 
         Args:
             progress: told after every evaluation; what it raises ends the work.
+            tried: told of the trial of a batch, and how many evaluations there may still be after it.
         """
         cost = self.cost
         with Progress.of(progress, cost.total) as work:
-            fitting, teaching, training, comparing = work.split(
-                cost.rows, cost.teacher, cost.training, cost.comparing
+            fitting, trying, teaching, training, comparing = work.split(
+                cost.rows, cost.trial, cost.teacher, cost.training, cost.comparing
             )
             self._adapters.strength = 0.0
             if self._distillation is not None:
                 with fitting:
                     self._distillation.run(fitting)
                 self.rows = best_rows(self._distillation.rows, self._steps)
+            try_batch(self._latents, self.rows, self._adapters, self._recipe, trying)
+            tried(trying, cost.teacher + cost.training + cost.comparing)
             targets = self._teacher(teaching)
-            lora = LoraTraining(targets, self.rows, self._adapters, self._recipe)
+            kept = None if self._kept is None else self._kept.part("lora")
+            lora = LoraTraining(targets, self.rows, self._adapters, self._recipe, kept)
             try:
                 lora.run(training)
             finally:
@@ -207,6 +227,11 @@ class LoraPipeline:
             pairs = zip(self.outcomes, errors, strict=True)
             self.outcomes = [replace(each, stock=error) for each, error in pairs]
         return self.outcomes
+
+    @property
+    def errors(self) -> list[tuple[int, float | None, float, float | None]]:
+        """Of each row its evaluations, and the errors of the best stock setting, without the LoRA and with it."""
+        return [(each.row.nfe, each.stock, each.error_without, each.error) for each in self.outcomes]
 
     @property
     def helps(self) -> bool:

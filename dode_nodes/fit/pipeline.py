@@ -33,6 +33,8 @@ from .scope import Plan, plan_refinement
 from .stock import StockSearch
 from .teacher import Targets, Teacher, plan_teacher
 
+GOES_ON = "this was stopped before: it goes on from there, and needs less than that"
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -175,9 +177,7 @@ class Pipeline:
         self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
         self.remarks = []
         if taught is not None and taught.exists():
-            self.remarks.append(
-                "this fit was stopped before: it goes on from there, and needs less than that"
-            )
+            self.remarks.append(GOES_ON)
         if len(self._refinable) < len(schedules):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
         self._budgets = self._shares(recipe.refine_budget) if recipe.refine_budget else []

@@ -102,7 +102,7 @@ class Targets:
     """A teacher's states at the σ of its students: all that a fit needs, with the latents they belong to.
 
     Attributes:
-        latents: what was run.
+        latents: what is fitted on; the teacher ran ``latents.teaching``.
         teacher: what ran.
         states: σ → the states there, one tensor ``[B, C, *spatial]`` per group, on the CPU; 0 is the result.
         own_error: RMS difference of the result to that of the same teacher at half the steps, on the
@@ -151,7 +151,8 @@ class Targets:
             self.at(sigma)
 
     def approach(self, sigma: float) -> tuple[float, Run | None]:
-        """How to come to a state that the teacher did not stop at: on from the last one above, as finely as it ran.
+        """How to come to a state that the teacher did not stop at: on from the last one above, as finely as it ran, with
+        the model that it ran on.
 
         Returns:
             The σ of that state, and the run from there; None where the teacher did stop at ``sigma``.
@@ -209,7 +210,7 @@ class TeacherRun:
     def ends(self, only: Sequence[int], progress: Progress) -> Tensor:
         """Where the latents of these numbers end, in their order; without the states on the way, and without looking at
         what is kept."""
-        batches = self.latents.batches(only)
+        batches = self.latents.teaching.batches(only)
         states = self.passes[0].states(batches, [0.0], Evaluator(progress))
         return in_order(batches, [each[0.0] for each in states])
 
@@ -248,7 +249,7 @@ class TeacherRun:
 
     def _run(self, work: Progress) -> Targets:
         evaluator = Evaluator(work)
-        batches = self.latents.batches()
+        batches = self.latents.teaching.batches()
         whole = self.passes[0].states(batches, self.stops, evaluator)
         states = {
             stop: self.latents.by_group(batches, [states[stop] for states in whole]) for stop in self.stops
@@ -260,7 +261,7 @@ class TeacherRun:
     def _own_error(self, targets: Targets, evaluator: Evaluator) -> float | None:
         if len(self.passes) < 2:
             return None
-        batches = self.latents.batches(self._checked)
+        batches = self.latents.teaching.batches(self._checked)
         ends = self.passes[1].states(batches, [0.0], evaluator)
         squares = [
             mean_squares(end[0.0] - targets.of(batch, 0.0)) for batch, end in zip(batches, ends, strict=True)
@@ -321,7 +322,7 @@ def plan_teacher(
     for scale in (teacher.scale, teacher.scale // 2):
         if scale:
             grid = replace(teacher, scale=scale).grid(asked, schedules).to(schedules[0].dtype)
-            passes.append(_Pass.probed(resolve(teacher.solver), grid, lender))
+            passes.append(_Pass.probed(resolve(teacher.solver), grid, latents.teaching.lender))
     stops = distinct([*(sigma for queries in asked for sigma in queries), 0.0])
     return TeacherRun(latents, teacher, passes, stops)
 

@@ -21,6 +21,10 @@ from .table import LambdaTable
 _NOTHING = "–"
 _ENOUGH = 8
 """Latents for a ratio to be told."""
+_OTHER_PICTURES = (
+    "it makes other pictures than its teacher of the same noise, so its errors say nothing; use the sampler that this "
+    "model was made for"
+)
 _FREE = {START: "the start", GAUSSIAN: "the Gaussian denoiser"}
 
 
@@ -165,6 +169,8 @@ def headline(row: LambdaRow) -> str | None:
     if unseen is None or unseen.latents < _ENOUGH or not unseen.dode.rms or not unseen.stock.rms:
         return None
     what, dode, of_stock = amount(row.paid_steps, row.nfe), unseen.dode.rms, unseen.stock.rms
+    if not unseen.corresponds:
+        return f"{what}: {_OTHER_PICTURES}"
     rival = f"plain {row.plain.solver}" if row.best_stock is None else _best_of(row.best_stock)
     if row.origin.kind == PLAIN:
         return f"{what}: nothing that was fitted comes nearer than {rival}, so this is that setting"
@@ -219,9 +225,12 @@ def _notes_on_unseen(row: LambdaRow) -> list[str]:
     )
     share = f"{round(unseen.nearer * unseen.latents)} of {unseen.latents} latents end nearer"
     told = headline(row)
+    others = ""
+    if unseen.to_others is not None:
+        others = f"; from the teacher's pictures of other noises {number(unseen.to_others)}"
     return [
         *([told] if told else []),
-        f"on latents that nothing was fitted or chosen on: {figures}; {share}",
+        f"on latents that nothing was fitted or chosen on: {figures}; {share}{others}",
     ]
 
 
@@ -229,7 +238,8 @@ def _notes_on_error(row: LambdaRow) -> list[str]:
     report, errors, notes = row.report, row.errors, _notes_on_unseen(row)
     if errors is not None:
         stock, dode = errors.stock, errors.dode[0]
-        change = f" ({percent(dode, stock)})" if stock and dode is not None else ""
+        told = row.unseen is None or row.unseen.corresponds
+        change = f" ({percent(dode, stock)})" if stock and dode is not None and told else ""
         fitted = report.get("fitted_latents", "?")
         notes.append(f"error at the end: stock {number(stock)}, D-ODE {number(dode)}{change}")
         notes.append(

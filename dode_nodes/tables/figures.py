@@ -6,7 +6,7 @@ Figures are matplotlib's ``Figure`` without pyplot: nothing is shared, nothing n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import cycle
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +88,30 @@ def words(ax: Axes, title: str, x: str, y: str) -> None:
         )
         for text in legend.get_texts():
             text.set_parse_math(False)
+
+
+def grouped_bars(
+    ax: Axes,
+    names: Sequence[str],
+    series: Sequence[tuple[str, Sequence[float | None], str]],
+    written: Callable[[float | None], str],
+) -> None:
+    """For each name a group of bars from the left, the first on top, with their numbers; nothing where there is none.
+
+    Args:
+        series: the bars' meaning, their lengths, one for each name, and their colour.
+        written: a length in words.
+    """
+    height = 0.8 / len(series)
+    for i, (label, lengths, colour) in enumerate(series):
+        places = [at + (i - (len(series) - 1) / 2) * height for at in range(len(names))]
+        bars = ax.barh(
+            places, [length or 0.0 for length in lengths], 0.95 * height, color=colour, label=label
+        )
+        ax.bar_label(bars, list(map(written, lengths)), padding=3, fontsize=9)
+    ax.set_yticks(range(len(names)), names)
+    ax.invert_yaxis()
+    ax.margins(x=0.1)
 
 
 def whole_numbers(ax: Axes) -> None:

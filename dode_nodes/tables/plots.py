@@ -19,6 +19,7 @@ from .figures import (
     SPARSE,
     STOCK,
     as_stock,
+    grouped_bars,
     log_axis,
     panel_grid,
     styles,
@@ -97,7 +98,8 @@ def report_figure(table: LambdaTable) -> Figure:
     Raises:
         DodeError: there is no matplotlib.
     """
-    members, told = _by_solver(table.rows), rows_told(table)[:_MOST_ROWS]
+    members = _by_solver(table.rows)
+    told = [row for row in rows_told(table) if row.unseen is not None and row.unseen.corresponds][:_MOST_ROWS]
     figure, axes = panel_grid(len(members), 2, above=1 + 0.5 * len(told) if told else 0)
     if told:
         _draw_gains(axes.pop(0), told)
@@ -172,18 +174,19 @@ def _by_solver(rows: Sequence[LambdaRow]) -> list[tuple[str, list[LambdaRow]]]:
 
 def _draw_gains(ax: Axes, rows: Sequence[LambdaRow]) -> None:
     """For each number of evaluations how far stock and the row end from the slow sampler's pictures."""
-    places = np.arange(len(rows), dtype=float)
     raced = any(row.best_stock for row in rows)
     unseen = [row.unseen for row in rows if row.unseen is not None]
-    for label, errors, colour, shift in (
-        ("best stock sampler" if raced else "stock sampler", [of.stock.rms for of in unseen], GREY, -0.2),
-        ("D-ODE, at the same speed", [of.dode.rms for of in unseen], COLOURS[0], 0.2),
-    ):
-        bars = ax.barh(places + shift, [_within_axes(e) for e in errors], 0.38, color=colour, label=label)
-        ax.bar_label(bars, [number(error) for error in errors], padding=3, fontsize=9)
-    ax.set_yticks(places, [str(row.nfe) for row in rows])
-    ax.invert_yaxis()
-    ax.margins(x=0.1)
+    stock = [_within_axes(of.stock.rms) for of in unseen]
+    dode = [_within_axes(of.dode.rms) for of in unseen]
+    grouped_bars(
+        ax,
+        [str(row.nfe) for row in rows],
+        [
+            ("best stock sampler" if raced else "stock sampler", stock, GREY),
+            ("D-ODE, at the same speed", dode, COLOURS[0]),
+        ],
+        number,
+    )
     words(ax, "How far from the slow sampler's pictures? Shorter is better.",
           "distance, on noises that nothing was fitted to", "evaluations")  # fmt: skip
 

@@ -32,6 +32,9 @@ _DATE = re.compile(r"[0-9]{4}-[0-1][0-9]-[0-3][0-9]")
 
 DISTILLED, REFINED, PLAIN = "distilled", "refined", "plain"
 KINDS = (DISTILLED, REFINED, PLAIN)
+_OWN = 0.8
+"""Of the distance to the teacher's other pictures: what is farther from its own is not its own. Without any
+correspondence it is 1."""
 
 ROW_GIVEN, PLAIN_SOLVER, IPNDM = "row given", "plain solver", "iPNDM-3"
 """What a refinement may begin with, as reports name it."""
@@ -157,6 +160,8 @@ class Unseen:
         nearer: the share of the latents that the row brings nearer than stock.
         stock_needs: with how many evaluations the stock setting comes as near; one more than twice the row's where
             it does not by then. None where that was not looked for.
+        to_others: of a row that follows another model's pictures: its RMS distance to where the teacher ends from the
+            other noises of the same prompt. None where the teacher is the model itself, or a prompt has one noise.
     """
 
     latents: int
@@ -164,6 +169,7 @@ class Unseen:
     stock: Distances
     nearer: float
     stock_needs: int | None = None
+    to_others: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("dode", "stock"):
@@ -175,6 +181,14 @@ class Unseen:
             raise DodeError("'unseen': 'nearer' must be a number from 0 to 1")
         if self.stock_needs is not None and (not is_count(self.stock_needs) or self.stock_needs < 1):
             raise DodeError("'unseen': 'stock_needs' must be a number of evaluations")
+        if self.to_others is not None and (not is_number(self.to_others) or self.to_others < 0):
+            raise DodeError("'unseen': 'to_others' must be a number of at least 0")
+
+    @property
+    def corresponds(self) -> bool:
+        """Whether row and teacher make one picture of one noise. Where they do not, distances between them mean
+        nothing."""
+        return self.to_others is None or self.dode.rms < _OWN * self.to_others
 
     def to_json(self) -> dict[str, Any]:
         """What is known."""
@@ -218,7 +232,10 @@ class StockSetting:
         """
         solver, *options = self.sampler.split(", ")
         pairs = [option.rsplit(" ", 1) for option in options]
-        values = {name: float(value) if "." in value else int(value) for name, value in pairs}
+        try:
+            values = {name: float(value) if "." in value else int(value) for name, value in pairs}
+        except ValueError:  # a name that a stranger has written
+            raise DodeError(f"a stock setting's options are no numbers: {shortened(self.sampler)}") from None
         return solver, checked_options(solver, values, "a stock setting's options")
 
     def to_json(self) -> dict[str, Any]:

@@ -106,8 +106,9 @@ class LambdaTable:
 
     @property
     def called(self) -> str:
-        """What people are told of which table this is: its name, and what the numbers are known by."""
-        return " ".join(part for part in (self.name, shown_hash(self.sha256)) if part)
+        """What people are told of which table this is: its name, and what the numbers are known by, once."""
+        digits = shown_hash(self.sha256)
+        return self.name if digits in self.name else f"{self.name} {digits}".strip()
 
     def named(self, name: str) -> str:
         """A file's name, without its ending, with digits that the numbers are known by: NAME-1a2b3c4d."""

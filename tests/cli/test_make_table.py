@@ -207,7 +207,7 @@ def test_interrupted_it_goes_on_from_there(
     monkeypatch.setattr(Bar, "__call__", lambda self, work: stages.append(work.stage) or tell(self, work))
     capsys.readouterr()
     assert main(options) == 0
-    assert "this fit was stopped before: it goes on from there" in capsys.readouterr().out
+    assert "this was stopped before: it goes on from there" in capsys.readouterr().out
     assert stages[0] == "refining"  # what came before is not done twice
     monkeypatch.setenv("XDG_CACHE_HOME", str(out.parent / "elsewhere"))
     assert main([*options[:-1], str(out.with_name("whole.safetensors"))]) == 0

@@ -64,10 +64,11 @@ def test_it_says_the_cost_and_saves_a_table_that_names_the_lora(
     cost, *_ = printed.splitlines()
     # 4 noises over twice the teacher's steps, 1 over the steps; 3 batches of 3 for each row, backward as two; 8 looks
     training = 3 * 3 * 3 * (2 + 1) + 8 * (2 + 1)
-    teacher = (4 * 2 + 1) * TEACHER_STEPS
+    teacher, trial = (4 * 2 + 1) * TEACHER_STEPS, 3 * 2 * 3
     assert (
         cost
-        == f"at most {teacher + training + 3} evaluations: teacher {teacher}, training the LoRA {training}"
+        == f"at most {trial + teacher + training + 3} evaluations: trying a batch {trial}, teacher {teacher}, "
+        f"training the LoRA {training}"
     )
     table, lora = LambdaTable.load(out), out.with_name("mine-lora.safetensors")
     state = safetensors.torch.load_file(lora)
@@ -110,7 +111,9 @@ def test_rows_are_distilled_first_where_no_table_is_given(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([*TINY, "--model", "flow", "--latents", "2", "--out", str(out)]) == 0
-    assert re.match(r"at most \d+ evaluations: rows \d+, teacher", capsys.readouterr().out)
+    assert re.match(
+        r"at most \d+ evaluations: rows \d+, trying a batch \d+, teacher", capsys.readouterr().out
+    )
     (row,) = LambdaTable.load(out).rows
     assert row.best_stock is not None
     assert row.settings["cfg"] == 2.0
@@ -157,6 +160,7 @@ def test_a_lora_that_makes_nothing_better_is_not_saved(
         (["--iterations", "0"], "iteration"),
         (["--rate", "-1"], "learning rate"),
         (["--rank", "0"], "rank"),
+        (["--size", "64x64"], "only with --checkpoint"),
         (["--cfg", "nan"], "cfg"),
         (["--steps", "3"], "no row of 3 evaluations"),
         (["--model", "flow"], "table of this model"),

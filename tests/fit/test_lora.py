@@ -21,7 +21,7 @@ from dode_nodes import (
     run_teacher,
     sample_dode,
 )
-from dode_nodes.fit.lora import STEP, LoraRecipe, LoraTraining
+from dode_nodes.fit.lora import STEP, LoraRecipe, LoraTraining, try_batch
 from dode_nodes.fit.low_rank import LowRank
 from dode_nodes.tables.free_outputs import FreeOutputs
 from dode_nodes.tables.provenance import REFINED, Origin
@@ -260,6 +260,35 @@ def test_rows_that_cannot_be_trained_for_are_refused() -> None:
         LoraTraining(targets_for(toy, latents(1, sigma=4.0)), [plain()], toy, LoraRecipe(1))
     with pytest.raises(DodeError, match="one row"):
         LoraTraining(targets, [], toy, LoraRecipe(1))
+
+
+def test_a_batch_is_tried_before_and_nothing_is_learned_from_it() -> None:
+    toy, telling = Toy(), Telling()
+    x = Latents.of(toy, latents(8, sigma=4.0))
+    longer = plain(torch.tensor([4.0, 2.0, 1.0, 0.0], dtype=torch.float64))
+    recipe = LoraRecipe(10, batch=3)
+    try_batch(x, [plain(), longer], toy, recipe, telling)
+    telling.check(3 * 3 * (1 + 3), recipe.trial_cost(x, [2, 3]))
+    assert toy.theta.item() == toy.strength == 0
+    assert toy.theta.grad is None
+
+
+def test_what_a_batch_needs_of_memory_is_found_out_before() -> None:
+    class Large(Toy):
+        def __call__(self, x: Tensor, sigma: Tensor, **_: object) -> Tensor:
+            y = super().__call__(x, sigma)
+            if y.requires_grad:
+                y.register_hook(self.no_more)
+            return y
+
+        @staticmethod
+        def no_more(gradient: Tensor) -> None:
+            raise RuntimeError("CUDA out of memory")
+
+    toy = Large()
+    with pytest.raises(DodeError, match="batch_size smaller than 3"):
+        try_batch(Latents.of(toy, latents(8, sigma=4.0)), [plain()], toy, LoraRecipe(10, batch=3))
+    assert toy.strength == 0
 
 
 # --- On a network, with low-rank adapters ----------------------------------------------------------------

@@ -20,44 +20,70 @@ from ...fit.pipeline import Recipe
 from ...fit.progress import Reporter
 from ...fit.quality import start_schedule
 from ...sampling.solvers import use_host
-from .fit_key import key_of_request
+from .combinations import Combinations
+from .fit_key import key_of_request, key_of_training
 from .guiders import Conditioning, cfg_guider
 from .host_samplers import host_names, host_sampler
 from .job import Distillation, Request, schedule, schedules_of
+from .lora_job import LoraDistillation, LoraRequest
 from .model_facts import is_flow
 
 _SIZE = (512, 512)
 _PIXELS = 8  # per number of a latent, along a side
 
 
-def distillation(
-    options: argparse.Namespace, recipe: Recipe, reporter: Reporter
-) -> tuple[Distillation, KnownFit]:
-    """What the command's options ask for, and what is known of it.
+def combinations_of(options: argparse.Namespace) -> Combinations:
+    """What the command's options bring together.
 
     Raises:
-        DodeError: the checkpoint cannot be loaded or lacks something, or ComfyUI has no such size or schedule.
+        DodeError: the checkpoint cannot be loaded or lacks something, or there is no such size.
     """
     use_host(host_sampler, host_names)
     latent = _empty_latent(*(options.size or _SIZE))
     model, clip = _load(options.checkpoint)
+    *positives, negative = _encoded(clip, [*options.prompt, options.negative or ""])
+    return Combinations(
+        guiders=[cfg_guider(model, positive, negative, options.cfg) for positive in positives],
+        latent=comfy.sample.fix_empty_latent_channels(model, latent),
+        seed=options.seed,
+        micro_batch=options.micro_batch or 0,
+    )
+
+
+def distillation(
+    combinations: Combinations, options: argparse.Namespace, recipe: Recipe, reporter: Reporter
+) -> tuple[Distillation, KnownFit]:
+    """What the command's options ask for, and what is known of it.
+
+    Raises:
+        DodeError: ComfyUI has no such schedule.
+    """
+    model = combinations.model
     scheduler = options.schedule or start_schedule(flow=is_flow(model))
     if scheduler not in comfy.samplers.SCHEDULER_NAMES:
         names = ", ".join(comfy.samplers.SCHEDULER_NAMES)
         raise DodeError(f"no schedule is called '{scheduler}'; this ComfyUI has {names}")
-    *positives, negative = _encoded(clip, [*options.prompt, options.negative or ""])
     recipe = replace(recipe, make_sigmas=schedules_of(model))
     request = Request(
-        guiders=[cfg_guider(model, positive, negative, options.cfg) for positive in positives],
-        latent=comfy.sample.fix_empty_latent_channels(model, latent),
-        latents=options.latents,
-        seed=options.seed,
+        **combinations.parts,
+        count=options.latents,
         schedules=[schedule(model, options.solver, scheduler, steps) for steps in options.steps],
         recipe=replace(recipe, settings=dict(recipe.settings) | {"scheduler": scheduler}),
-        micro_batch=options.micro_batch or 0,
     )
     fit = KnownFit.by(lambda: key_of_request(request), redo=options.redo)
     return Distillation(request, reporter, fit.work), fit
+
+
+def lora_training(
+    request: LoraRequest, reporter: Reporter, *, redo: bool
+) -> tuple[LoraDistillation, KnownFit]:
+    """The training of a LoRA, and what is known of it.
+
+    Raises:
+        DodeError: it cannot be trained.
+    """
+    fit = KnownFit.by(lambda: key_of_training(request), redo=redo)
+    return LoraDistillation(request, reporter, fit.work), fit
 
 
 def _empty_latent(width: int, height: int) -> torch.Tensor:

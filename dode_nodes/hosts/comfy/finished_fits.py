@@ -49,9 +49,8 @@ class Fit:
 
     @property
     def work(self) -> Kept | None:
-        """What is kept while the fit is not done: where tables are."""
-        key = self.identity.key
-        return Kept(table_files.save_folder(), key, _notes()) if key else None
+        """What is kept while the fit is not done."""
+        return work_of(self.identity)
 
     @property
     def remarks(self) -> list[str]:
@@ -97,6 +96,11 @@ class Fit:
     def _keep_latents(self, distilled: Distilled) -> None:
         latents = {name: packed(getattr(distilled, name)).cpu() for name in _LATENTS}
         self._latents().save(latents, {"opponent": distilled.opponent})
+
+
+def work_of(identity: Identity) -> Kept | None:
+    """Where what is known by this keeps its work until it is done: where tables are; None where it has no key."""
+    return Kept(table_files.save_folder(), identity.key, _notes()) if identity.key else None
 
 
 def _folder() -> Path:

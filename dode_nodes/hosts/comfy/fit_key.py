@@ -9,8 +9,10 @@ import torch
 from comfy.model_patcher import ModelPatcher
 
 from ...fit.key import NoKey, key_of
+from .combinations import Combinations
 from .guiders import Guider
 from .job import Request
+from .lora_job import LoraRequest
 from .model_facts import computing_dtype, model_facts
 from .streams import is_nested
 
@@ -33,15 +35,37 @@ def key_of_request(request: Request) -> str:
         NoKey: something in it cannot be compared, as functions and ControlNets cannot; says what.
     """
     parts = {
-        "model": _of_model(request.model),
-        "guiders": [_of_guider(guider) for guider in request.guiders],
-        "latents": [_shapes(latent) for latent in (request.latent, *request.further)],
-        "count": request.latents,
-        "seed": request.seed,
+        "count": request.count,
         "schedules": request.schedules,
         "recipe": request.recipe.parts,
     }
-    return key_of(parts, _known)
+    return key_of(_of_combinations(request) | parts, _known)
+
+
+def key_of_training(request: LoraRequest) -> str:
+    """The same for the training of a LoRA."""
+    parts = {
+        "count": request.count,
+        "rows": [[row.sha256, row.to_json()] for row in request.rows],
+        "training": vars(request.recipe),
+        "rank": request.rank,
+    }
+    return key_of(_of_combinations(request) | parts, _known)
+
+
+def _of_combinations(request: Combinations) -> dict[str, Any]:
+    return {
+        "model": _of_model(request.model),
+        **({"teacher": _of_teacher(request)} if request.teachers else {}),
+        "guiders": [_of_guider(guider) for guider in request.guiders],
+        "latents": [_shapes(latent) for latent in (request.latent, *request.further)],
+        "seed": request.seed,
+    }
+
+
+def _of_teacher(request: Combinations) -> list[Any]:
+    """Of a model of the teacher's own, and how it is guided."""
+    return [_of_model(request.models[-1]), [_of_guider(guider) for guider in request.teachers]]
 
 
 def _of_model(model: ModelPatcher) -> dict[str, Any]:

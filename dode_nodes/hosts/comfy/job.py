@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -10,7 +9,6 @@ from typing import Any, NamedTuple
 import comfy.model_management
 import comfy.samplers
 import numpy as np
-import psutil
 import torch
 from comfy.model_patcher import ModelPatcher
 
@@ -21,7 +19,7 @@ from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Latents, in_order
 from ...fit.memory import BatchLimit
 from ...fit.pipeline import Pipeline, Recipe
-from ...fit.progress import Progress, Reporter, in_words
+from ...fit.progress import Progress, Reporter
 from ...fit.race import MakeSigmas
 from ...fit.runs import Run
 from ...fit.teacher import plan_teacher
@@ -32,10 +30,10 @@ from ...tables.kept import Kept
 from ...tables.row import LambdaRow
 from ...tables.table import LambdaTable
 from .attached import attached_names
-from .guiders import Guider, guidance_scale, one_prompt_per_row
+from .combinations import Combinations
 from .model_facts import check_no_cache, computing_dtype, is_flow, model_facts
-from .prompts import GuidedModel, micro_batch_that_fits, noise_per_latent
-from .streams import packed, unpacked
+from .pace import say_pace
+from .streams import unpacked
 from .usage import opponent_of, opponent_text
 
 
@@ -46,34 +44,19 @@ class Schedule(NamedTuple):
     steps: int | None
 
 
-@dataclass(frozen=True)
-class Request:
-    """What to distil.
+@dataclass(frozen=True, kw_only=True)
+class Request(Combinations):
+    """What to distil, for some combinations of prompts, guidance and sizes.
 
     Attributes:
-        guiders: of one model; each takes an equal share of the latents, and a batched prompt's rows share it.
-        latent: an empty latent of the size to distil at, ``[1, C, *spatial]``, or of several streams.
-        further: empty latents of further sizes; every guider takes a share at each.
-        latents: how many noises to draw from ``seed``. The next ones are for the rows' figures.
+        count: how many noises to draw from ``seed``. The next ones are for the rows' figures.
         schedules: the students'.
         recipe: what to fit, and how.
-        micro_batch: latents evaluated at a time; 0 for what fits.
     """
 
-    guiders: Sequence[Guider]
-    latent: Any
-    latents: int
-    seed: int
+    count: int
     schedules: Sequence[Schedule]
     recipe: Recipe
-    micro_batch: int = 0
-    further: Sequence[Any] = ()
-
-    @property
-    def model(self) -> ModelPatcher:
-        """The guiders'."""
-        model: ModelPatcher = self.guiders[0].model_patcher
-        return model
 
 
 @dataclass(frozen=True)
@@ -133,15 +116,13 @@ class _Fit:
     schedules: Sequence[Schedule]
 
     def rows(self) -> list[LambdaRow]:
-        """What was found so far, each with the number of steps that was asked for."""
-        return [self._as_asked(row) for row in self.pipeline.found]
+        """What was found so far, each under every number of steps that it was asked for by."""
+        return [each for row in self.pipeline.found for each in self._as_asked(row)]
 
-    def _as_asked(self, row: LambdaRow) -> LambdaRow:
+    def _as_asked(self, row: LambdaRow) -> list[LambdaRow]:
         began = row.plain.sigmas
-        for sigmas, steps in self.schedules:
-            if steps is not None and len(sigmas) == len(began) and np.allclose(sigmas, began, rtol=HOST_RTOL):
-                return replace(row, settings=dict(row.settings) | {"steps": steps})
-        return row
+        asked = [steps for sigmas, steps in self.schedules if steps is not None and _are_same(sigmas, began)]
+        return [replace(row, settings=dict(row.settings) | {"steps": steps}) for steps in asked] or [row]
 
 
 class Distillation:
@@ -157,44 +138,22 @@ class Distillation:
     def __init__(self, request: Request, reporter: Reporter, kept: Kept | None = None) -> None:
         for each in request.schedules:
             check_schedules([each.sigmas])
-        check_no_cache(request.model)
+        for model in request.models:
+            check_no_cache(model)
+        request.check(request.count)
         self._request = request
         self._kept = kept
         self._facts = model_facts(request.model)
         self._reporter = reporter
-        self._guiders = [
-            one for guider in request.guiders for one in one_prompt_per_row(guider, request.latent)
-        ]
-        self._check_latents()
         self._limit = BatchLimit()
         self._fits: list[_Fit] = []
-
-    def _check_latents(self) -> None:
-        request, sizes = self._request, 1 + len(self._request.further)
-        for each in request.further:
-            one, other = packed(request.latent), packed(each)
-            if one.ndim != other.ndim or one.shape[1] != other.shape[1]:
-                raise DodeError("connect latents of one kind: only their sizes may differ")
-        shares = len(self._guiders) * sizes
-        what = "prompts" if sizes == 1 and len(self._scales) < 2 else "combinations of prompt, cfg and size"
-        if request.latents < max(2, shares):
-            raise DodeError(
-                f"{shares} {what} need at least {max(2, shares)} latents, not {request.latents}: "
-                "some are held out to check λ"
-            )
-
-    @property
-    def _scales(self) -> list[float]:
-        """The guidance of the guiders that say theirs, the request's own first."""
-        scales = map(guidance_scale, self._guiders)
-        return list(dict.fromkeys(scale for scale in scales if scale is not None))
 
     def run(self) -> Distilled:
         """All of it, inside ComfyUI's sampling path."""
         self._fits = [self._fit(*each) for each in enumerate(_by_start(self._request.schedules))]
         first = self._fits[0]
         shown = 2 * len(self._shown(first.latents)) * first.pipeline.evaluations(0)
-        trials = consistency_cost(first.latents)
+        trials = self.checking_cost(first.latents)
         costs = [fit.pipeline.cost for fit in self._fits]
         self._reporter.begin(
             f"{'; '.join(map(str, costs))}; plus {trials} to check the model first and {shown} for the result "
@@ -205,17 +164,13 @@ class Distillation:
         with Progress(trials + sum(totals) + shown, self._reporter) as work:
             trying, *fitting, showing = work.split(trials, *totals, shown)
             self.check_model(first.latents, trying)
-            if trying.pace is not None:
-                seconds = trying.pace * (sum(totals) + shown)
-                self._reporter.say(
-                    f"at most about {in_words(seconds)} on this machine, with {self._memory()} of memory so far"
-                )
+            say_pace(self._reporter, trying, sum(totals) + shown, self._request.model)
             for fit, part in zip(self._fits, fitting, strict=True):
                 fit.pipeline.run(part)
             with showing:
                 dode, stock, opponent = self._results(first.pipeline.rows, first.latents, showing)
         assert first.pipeline.targets is not None  # noqa: S101  # the pipeline has run
-        of_size = torch.cat(list(first.pipeline.targets.ends)[-len(self._guiders) :])
+        of_size = torch.cat(list(first.pipeline.targets.ends)[-len(self._request.prompted) :])
         ends = of_size[[number - len(first.latents) for number in self._shown(first.latents)]]
         table = self.table()
         assert table is not None  # noqa: S101
@@ -225,7 +180,7 @@ class Distillation:
     def again(self, table: LambdaTable) -> Distilled:
         """What an earlier run of this request gave out beside its table, sampled again: nothing is fitted."""
         schedules, recipe = _by_start(self._request.schedules)[0], self._recipe()
-        latents = self.latents_for(schedules[0].sigmas, self._request.latents)
+        latents = self.latents_for(schedules[0].sigmas, self._request.count)
         sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
         teacher = plan_teacher(latents, sigmas, recipe.teacher, solvers=recipe.solvers)
         shown = self._shown(latents)
@@ -250,13 +205,6 @@ class Distillation:
         dode, by_stock = (self._held_out_by(each, latents, progress) for each in (row, stock.row))
         return dode, by_stock, opponent_text(stock)
 
-    def _memory(self) -> str:
-        """The most that was taken of the device's; where it has none of its own, what the process has."""
-        device, process = self._request.model.load_device, psutil.Process()
-        own = device.type == "cuda"
-        most = torch.cuda.max_memory_allocated(device) if own else process.memory_info().rss
-        return f"{most / 2**30:.1f} GiB"
-
     def table(self) -> LambdaTable | None:
         """The rows so far, and the best of a refinement that was ended; None where there is no row yet."""
         rows = [row for fit in self._fits for row in fit.rows()]
@@ -272,57 +220,50 @@ class Distillation:
 
     def _fit(self, number: int, schedules: Sequence[Schedule]) -> _Fit:
         request = self._request
-        shares = len(self._guiders) * (1 + len(request.further))
-        latents = self.latents_for(schedules[0].sigmas, request.latents)
-        unseen = self.latents_for(schedules[0].sigmas, max(UNSEEN, shares), first=request.latents)
-        sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
+        latents = self.latents_for(schedules[0].sigmas, request.count)
+        of_each = (
+            2 if request.teachers else 1
+        )  # two of a prompt tell whether they end where the teacher's end
+        unseen = self.latents_for(
+            schedules[0].sigmas, max(UNSEEN, of_each * request.shares), first=request.count
+        )
+        sigmas = [each.to(latents.groups[0].x.device) for each in _each_once(schedules)]
         kept = None if self._kept is None else self._kept.part(str(number))
         return _Fit(latents, Pipeline(latents, sigmas, self._recipe(), unseen, kept), schedules)
 
     def latents_for(self, sigmas: torch.Tensor, count: int, first: int = 0) -> Latents:
-        """So many noises, from number ``first`` on, in equal shares; those of the request's own size come last."""
-        request = self._request
-        sizes = [*request.further, request.latent]
-        shapes = [packed(size).shape for size in sizes]
-        at_once = request.micro_batch or micro_batch_that_fits(
-            request.model, max(shapes, key=math.prod), request.latents
-        )
-        at_once = min(at_once, request.latents)
-        takers = [(size, guider) for size in sizes for guider in self._guiders]
-        shares = torch.arange(count).tensor_split(len(takers))
-        noises = {id(size): noise_per_latent(size, request.seed, count, first) for size in sizes}
-        groups = [
-            GuidedModel(guider, noises[id(size)][share], request.seed, size, at_once).group(sigmas)
-            for (size, guider), share in zip(takers, shares, strict=True)
-        ]
-        return Latents(groups, at_once, self._limit)
+        """So many of the request's noises, from number ``first`` on."""
+        return self._request.latents(sigmas, count, self._limit, first=first)
 
     def _shown(self, latents: Latents) -> list[int]:
         """Numbers of the held-out latents of the request's own size."""
-        others = sum(len(group.x) for group in latents.groups[: -len(self._guiders)])
+        others = sum(len(group.x) for group in latents.groups[: -len(self._request.prompted)])
         return [number for number in latents.held_out if number >= others]
+
+    def checking_cost(self, latents: Latents) -> int:
+        """What ``check_model`` takes at most, in evaluations of one latent."""
+        return sum(consistency_cost(each) for each in self._run_on(latents))
 
     def check_model(self, latents: Latents, progress: Progress) -> None:
         """Before the teacher: that one state has one answer."""
-        model = self._request.model
-        middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
-        suspects = ", ".join(attached_names(model))
-        check_consistency(latents, middle, computing_dtype(model), progress, suspects=suspects)
+        each_on = self._run_on(latents)
+        parts = progress.split(*map(consistency_cost, each_on))
+        for model, each, part in zip(self._request.models, each_on, parts, strict=True):
+            middle = float(model.get_model_object("model_sampling").percent_to_sigma(0.5))
+            suspects = ", ".join(attached_names(model))
+            check_consistency(each, middle, computing_dtype(model), part, suspects=suspects)
+
+    def _run_on(self, latents: Latents) -> list[Latents]:
+        """The latents on each of the request's models."""
+        return [latents, latents.teaching] if latents.have_another_teacher else [latents]
 
     def _recipe(self) -> Recipe:
         """With what is known of the model, and what is kept of the request."""
-        recipe, scales = self._request.recipe, self._scales
-        facts: dict[str, Any] = {"seed": self._request.seed, "host": "ComfyUI"}
-        facts["prompts"] = len(self._guiders) // max(1, len(scales))
-        facts["latent_shape"] = list(packed(self._request.latent).shape[1:])
-        if guidance_scale(self._guiders[0]) is not None:
-            facts["cfg"] = scales[0]
-        if len(scales) > 1:
-            facts["cfg_range"] = [min(scales), max(scales)]
+        recipe = self._request.recipe
         return replace(
             recipe,
             teacher=replace(recipe.teacher, flow=is_flow(self._request.model)),
-            settings=dict(recipe.settings) | facts,
+            settings=dict(recipe.settings) | self._request.facts,
         )
 
     def _held_out_by(self, row: LambdaRow, latents: Latents, progress: Progress) -> torch.Tensor:
@@ -349,6 +290,16 @@ def _by_start(schedules: Sequence[Schedule]) -> list[list[Schedule]]:
         else:
             own.append(each)
     return groups
+
+
+def _each_once(schedules: Sequence[Schedule]) -> list[torch.Tensor]:
+    """The σ, without those that are there before: ddim_uniform makes one list for 42 and for 43 steps."""
+    every = [each.sigmas for each in schedules]
+    return [each for i, each in enumerate(every) if not any(_are_same(each, before) for before in every[:i])]
+
+
+def _are_same(a: torch.Tensor, b: torch.Tensor | np.ndarray) -> bool:
+    return len(a) == len(b) and np.allclose(a, b, rtol=HOST_RTOL)
 
 
 def _best_of_first_schedule(rows: Sequence[LambdaRow]) -> LambdaRow:

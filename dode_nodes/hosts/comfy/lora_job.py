@@ -2,48 +2,46 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...fit.latents import Group, Latents, Sample
 from ...fit.lora import LoraRecipe
 from ...fit.lora_pipeline import LoraPipeline, teacher_schedule
 from ...fit.low_rank import LowRank
-from ...fit.progress import Reporter
+from ...fit.memory import BatchLimit
+from ...fit.progress import Progress, Reporter
+from ...tables.kept import Kept
 from ...tables.lora_file import Factors
 from ...tables.row import LambdaRow
-from .guiders import Conditioning, cfg_guider
+from .combinations import Combinations
+from .guiders import Guider
 from .job import schedules_of
 from .model_facts import check_no_cache, is_flow
-from .prompts import GuidedModel, micro_batch_that_fits, noise_per_latent
+from .pace import say_pace
+
+_FIRST_NOISE = 128
+"""Of a seed: those before may be what the rows were fitted to."""
 
 
-@dataclass(frozen=True)
-class LoraRequest:
-    """What to train.
+@dataclass(frozen=True, kw_only=True)
+class LoraRequest(Combinations):
+    """What to train, for some combinations of prompts, guidance and sizes. The model's LoRAs and patches stay in force.
 
     Attributes:
-        model: with the LoRAs and patches that stay in force.
-        positive, negative, cfg: of the teacher and of the student.
-        latent: an empty latent of the size to train at, ``[1, C, *spatial]``.
         rows: whose steps are trained for.
-        latents: noises.
+        count: noises.
         recipe: how.
         rank: of the LoRA.
     """
 
-    model: ModelPatcher
-    positive: Conditioning
-    negative: Conditioning
-    cfg: float
-    latent: Any
     rows: Sequence[LambdaRow]
-    latents: int
+    count: int
     recipe: LoraRecipe
     rank: int
 
@@ -53,6 +51,9 @@ class LoraDistillation:
 
     Nodes run in inference mode, whose tensors take no part in gradients: all here is done outside of it.
 
+    Args:
+        kept: where its work is kept, for another one of the same to go on from; None for nowhere.
+
     Raises:
         DodeError: something cannot serve; before any evaluation.
 
@@ -60,18 +61,18 @@ class LoraDistillation:
         pipeline: all that is done.
     """
 
-    def __init__(self, request: LoraRequest, reporter: Reporter) -> None:
-        check_no_cache(request.model)
-        self._reporter = reporter
+    def __init__(self, request: LoraRequest, reporter: Reporter, kept: Kept | None = None) -> None:
+        for model in request.models:
+            check_no_cache(model)
+        request.check(request.count)
+        self._request, self._reporter = request, reporter
+        model = request.model
         with torch.inference_mode(False):
-            flow, make_sigmas = is_flow(request.model), schedules_of(request.model)
-            request.model.model.requires_grad_(False)
+            flow, make_sigmas = is_flow(model), schedules_of(model)
+            model.model.requires_grad_(False)
             latents = _latents(request, teacher_schedule(make_sigmas, flow=flow))
             self._adapters = LowRank(
-                request.model.model.diffusion_model,
-                request.rank,
-                request.recipe.seed,
-                device=request.model.load_device,
+                model.model.diffusion_model, request.rank, request.recipe.seed, device=model.load_device
             )
             try:
                 self.pipeline = LoraPipeline(
@@ -82,6 +83,7 @@ class LoraDistillation:
                     request.recipe,
                     make_sigmas,
                     flow=flow,
+                    kept=kept,
                 )
             except BaseException:
                 self._adapters.remove()
@@ -92,9 +94,12 @@ class LoraDistillation:
         try:
             with torch.inference_mode(False):
                 self._reporter.begin(str(self.pipeline.cost), *self.pipeline.remarks)
-                self.pipeline.run(self._reporter)
+                self.pipeline.run(self._reporter, self._tried)
         finally:
             self._adapters.remove()
+
+    def _tried(self, trial: Progress, left: int) -> None:
+        say_pace(self._reporter, trial, left, self._request.model)
 
     def factors(self) -> dict[str, Factors]:
         """The LoRA, by the names of ComfyUI's layers; None of it where it makes no row better."""
@@ -102,12 +107,17 @@ class LoraDistillation:
 
 
 def _latents(request: LoraRequest, sigmas: torch.Tensor) -> Latents:
-    model, recipe = request.model, request.recipe
-    guider = cfg_guider(model, _normal(request.positive), _normal(request.negative), request.cfg)
-    at_once = min(micro_batch_that_fits(model, request.latent.shape, request.latents), request.latents)
-    noise = noise_per_latent(request.latent, recipe.seed, request.latents)
-    group = GuidedModel(guider, noise, recipe.seed, request.latent, at_once).group(sigmas)
-    return Latents([_trainable(group, model.model)], at_once)
+    network = request.model.model
+    normal = replace(request, guiders=[_normal_guider(guider) for guider in request.guiders])
+    latents = normal.latents(sigmas, request.count, BatchLimit(), first=_FIRST_NOISE)
+    return replace(latents, groups=[_trainable(group, network) for group in latents.groups])
+
+
+def _normal_guider(guider: Guider) -> Guider:
+    """With conditionings that gradients can pass."""
+    guider = copy.copy(guider)
+    guider.original_conds = _normal(guider.original_conds)
+    return guider
 
 
 def _trainable(group: Group, network: nn.Module) -> Group:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ...tables.describe import printable
@@ -47,9 +47,34 @@ def _server() -> Any:
     return getattr(getattr(module, "PromptServer", None), "instance", None)
 
 
-def remark(node_id: str | None, remarks: Iterable[str]) -> None:
-    """Warn in the log, and show the remarks on the node as one line."""
-    text = printable("; ".join(remarks))
-    if text:
-        logging.warning("D-ODE: %s", text)
-        show_text(node_id, text)
+def remark(node_id: str | None, remarks: Iterable[str], told: str = "") -> None:
+    """Warn in the log, and show on the node, in one line, all that has been remarked there in this run of the graph.
+
+    Args:
+        told: what else is to be shown; before the remarks.
+    """
+    new = [text for each in remarks if (text := printable(each))]
+    if new:
+        logging.warning("D-ODE: %s", "; ".join(new))
+    if shown := [*filter(None, [told]), *_said.so_far(node_id, new)]:
+        show_text(node_id, "; ".join(shown))
+
+
+class _Said:
+    """What was remarked on each node since a prompt began: a node has one line, which each text replaces."""
+
+    def __init__(self) -> None:
+        self._prompt: str | None = None
+        self._on: dict[str | None, dict[str, None]] = {}
+
+    def so_far(self, node_id: str | None, new: Sequence[str]) -> list[str]:
+        """With these added; nothing twice. Where nobody says which prompt runs, nothing is kept."""
+        prompt = getattr(_server(), "last_prompt_id", None)
+        if prompt is None or prompt != self._prompt:
+            self._prompt, self._on = prompt, {}
+        said = self._on.setdefault(node_id, {})
+        said.update(dict.fromkeys(new))
+        return list(said)
+
+
+_said = _Said()

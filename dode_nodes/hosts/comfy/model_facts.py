@@ -15,7 +15,7 @@ from ...tables import old_fingerprint
 from ...tables.families import family_of
 from ...tables.fingerprint import fingerprint, same_checkpoint
 from ...tables.gate import SAMPLE_LENGTH, Facts
-from ...tables.model_check import check_facts
+from ...tables.model_check import check_facts, same_range
 from .attached import attached_names
 from .weights import as_in_any_format, network_weights
 
@@ -75,6 +75,34 @@ def check_no_cache(model: ModelPatcher) -> None:
         raise DodeError(
             f"remove {' and '.join(found)} from the model to distil or compare: it reuses results of earlier "
             "steps, so nothing can be fitted or measured. You can put it back when you sample with the table"
+        )
+
+
+def check_teacher(teacher: ModelPatcher, model: ModelPatcher) -> None:
+    """That a model can follow another one: both go from one noise to latents of one kind.
+
+    Raises:
+        DodeError: they do not.
+    """
+    check_no_cache(teacher)
+    theirs, mine = (each.get_model_object("model_sampling") for each in (teacher, model))
+    kinds = prediction_type(theirs), prediction_type(mine)
+    if kinds[0] != kinds[1]:
+        raise DodeError(
+            f"connect a teacher_model that predicts what the model does: it predicts '{kinds[0]}', the model "
+            f"'{kinds[1]}'"
+        )
+    formats = [type(each.get_model_object("latent_format")).__name__ for each in (teacher, model)]
+    if formats[0] != formats[1]:
+        raise DodeError(
+            f"connect a teacher_model of the model's kind: its latents are {formats[0]}, the model's {formats[1]}"
+        )
+    ends = [{end: float(getattr(each, end)) for end in ("sigma_min", "sigma_max")} for each in (theirs, mine)]
+    if not same_range(*ends):
+        raise DodeError(
+            "give teacher_model the σ of the model, by the same shift and the same ModelSampling node: its σ go from "
+            f"{ends[0]['sigma_max']:g} to {ends[0]['sigma_min']:g}, the model's from {ends[1]['sigma_max']:g} to "
+            f"{ends[1]['sigma_min']:g}"
         )
 
 

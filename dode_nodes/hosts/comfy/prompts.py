@@ -24,7 +24,7 @@ from comfy.model_patcher import ModelPatcher
 from ...errors import DodeError
 from ...fit.latents import Group, Sample
 from ...sampling.denoiser import EndOfRun
-from .guiders import Guider, run_guider
+from .guiders import Guider, guidance_scale, run_guider
 from .streams import packed, unpacked
 
 _MEMORY_SHARE = 0.8
@@ -262,14 +262,22 @@ def noise_per_latent(latent: Any, seed: int, count: int, first: int = 0) -> torc
     return packed(comfy.sample.prepare_noise(many, seed, noise_inds=list(range(first, first + count))))
 
 
-def micro_batch_that_fits(model: ModelPatcher, shape: Sequence[int], latents: int) -> int:
+def micro_batch_that_fits(guider: Guider, shape: Sequence[int], latents: int) -> int:
     """How many latents of a shape, packed, ComfyUI's own estimate says can be evaluated at a time, guidance included."""
-    device = model.load_device
-    budget = _MEMORY_SHARE * comfy.model_management.get_total_memory(device) - model.model_size()
-    size = latents
-    while size > 1 and model.model.memory_required([2 * size, *shape[1:]]) > budget:
+    model = guider.model_patcher
+    budget = _MEMORY_SHARE * comfy.model_management.get_total_memory(model.load_device) - model.model_size()
+    each, size = _evaluated_for_one(guider), latents
+    while size > 1 and model.model.memory_required([each * size, *shape[1:]]) > budget:
         size = (size + 1) // 2
     return size
+
+
+def _evaluated_for_one(guider: Guider) -> int:
+    """How often the network is evaluated for one latent at once: for each conditioning, as of each area or mask."""
+    conds = dict(getattr(guider, "original_conds", {}))
+    if guidance_scale(guider) == 1 and not guider.model_options.get("disable_cfg1_optimization"):
+        conds.pop("negative", None)  # ComfyUI leaves it out
+    return max(1, sum(len(cond or ()) for cond in conds.values()))
 
 
 def check_empty(model: ModelPatcher, latent: dict[str, Any]) -> None:

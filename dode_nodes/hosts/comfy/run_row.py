@@ -141,11 +141,18 @@ def _remarks_on(row: LambdaRow, guider: Guider, latent: torch.Tensor) -> list[st
 
 
 def apply_to_model(
-    model: ModelPatcher, table: LambdaTable, solver: str | None, node_id: str | None
+    model: ModelPatcher,
+    table: LambdaTable,
+    solver: str | None,
+    node_id: str | None,
+    notes: Sequence[str] = (),
 ) -> ModelPatcher:
     """A model on which every sampler that matches a row samples as its D-variant.
 
     A run's state lives in that run's own options: nothing is global, nothing outlasts the run.
+
+    Args:
+        notes: what is said again with the remarks on each run: of a later prompt, only the runs may be new.
     """
 
     def around_sampler(
@@ -163,10 +170,10 @@ def apply_to_model(
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         match = _match_run(executor.class_obj, sigmas, table, solver)
         if match.row is None:
-            remark(node_id, [f"λ is not applied, the stock sampler runs: {match.why}"])
+            remark(node_id, [*notes, f"λ is not applied, the stock sampler runs: {match.why}"])
             return executor(guider, sigmas, extra_args, *args, **kwargs)
         handed = dict(zip(("callback", "noise", "latent_image", "denoise_mask"), args, strict=False)) | kwargs
-        remark(node_id, _remarks_on(match.row, guider, handed["noise"]))
+        remark(node_id, [*notes, *_remarks_on(match.row, guider, handed["noise"])])
         held = _held_by(handed.get("denoise_mask"), guider, sigmas, extra_args)
         run = _Run(comfy.samplers.KSamplerX0Inpaint(guider, sigmas), sigmas, match.row, held)
         with _corrected(guider, run):

@@ -8,7 +8,6 @@ import comfy.samplers
 import torch
 
 from ...errors import DodeError
-from ...fit.consistency import consistency_cost
 from ...fit.progress import Progress, Reporter
 from ...fit.stock import Found, StockSearch
 from ...fit.teacher import plan_teacher
@@ -30,11 +29,11 @@ def find_stock(request: Request, reporter: Reporter) -> Found:
     work, (schedule, *_), recipe = Distillation(request, reporter), request.schedules, request.recipe
     if recipe.make_sigmas is None:
         raise DodeError("there are no schedules to look among")
-    latents = work.latents_for(schedule.sigmas, request.latents)
+    latents = work.latents_for(schedule.sigmas, request.count)
     teacher = replace(recipe.teacher, flow=is_flow(request.model))
     planned = plan_teacher(latents, [schedule.sigmas], teacher, solvers=recipe.solvers)
     search = StockSearch(planned, len(schedule.sigmas) - 1, schedule.sigmas, recipe.make_sigmas)
-    costs = consistency_cost(latents), planned.cost, search.cost
+    costs = work.checking_cost(latents), planned.cost, search.cost
     reporter.begin(
         f"at most {sum(costs)} evaluations: {costs[0]} to check the model, {costs[1]} of the slow sampler, "
         f"{costs[2]} of stock settings"

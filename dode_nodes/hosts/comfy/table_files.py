@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 
@@ -85,6 +86,36 @@ def save(table: LambdaTable, stem: Path) -> Path:
         return publish.first_free(_names(folder / stem.name, table), table.save)
 
     return publish.in_first([stem.parent, *_folders_of_last_resort()], save_in)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What came of saving a table.
+
+    Attributes:
+        table: under the name that it was saved as.
+        place: where it is; None if it could be saved nowhere.
+        where: the same, in words.
+        remarks: what the user should know, one line at most.
+    """
+
+    table: LambdaTable
+    place: Path | None
+    where: str
+    remarks: list[str]
+
+
+def save_if_possible(table: LambdaTable, stem: Path) -> Saved:
+    """Save a table that a node gives out in any case: the work that it has cost is not lost with the place for it."""
+    try:
+        place = save(table, stem)
+    except TableError as error:
+        remarks = [f"not saved, so use the table before you close ComfyUI: {error}"]
+        return Saved(table, None, f"Not saved: {error}", remarks)
+    remarks = []
+    if place.parent != stem.parent:
+        remarks.append(f"could not write to {stem.parent}: the table is saved as {place} instead")
+    return Saved(replace(table, name=place.stem), place, f"Saved as {place}", remarks)
 
 
 def saved_as(table: LambdaTable, stem: Path) -> Path | None:

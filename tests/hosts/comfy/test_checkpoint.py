@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 
-from dode_nodes import LambdaTable, Progress
+from dode_nodes import LambdaTable, Progress, Recipe, Teacher
 from dode_nodes.cli.bar import Bar
 from dode_nodes.cli.commands import main
 from dode_nodes.hosts.comfy.launch import find_comfyui
@@ -34,7 +37,7 @@ def out(tmp_path: Path) -> Path:
 
 
 def arguments(checkpoint: Path, out: Path, *more: str) -> list[str]:
-    return ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat", "--size", "64x64", "--cfg", "2",
+    return ["distill", "--checkpoint", str(checkpoint), "--prompt", "a cat", "--size", "32x32", "--cfg", "2",
             "--steps", "3", "--latents", "4", "--scale", "1", "--out", str(out), *more]  # fmt: skip
 
 
@@ -69,14 +72,14 @@ def test_the_nodes_take_the_table(
     table = LambdaTable.load(out)
     greedy = table.rows[0]
     assert "refined" in table.rows[-1].report
-    expected = {"cfg": 2.0, "seed": 0, "prompts": 2, "scheduler": "karras", "latent_shape": [4, 8, 8]}
+    expected = {"cfg": 2.0, "seed": 0, "prompts": 2, "scheduler": "karras", "latent_shape": [4, 4, 4]}
     assert expected.items() <= greedy.settings.items()
 
     model, clip, _ = load(checkpoint)
     positive, negative = (nodes.CLIPTextEncode().encode(clip, text)[0] for text in ("a cat", "blurry"))
     (latent,) = run_node(
         pack.DodeKSampler, model=model, positive=positive, negative=negative, cfg=2.0, seed=1, steps=3,
-        denoise=1.0, table=table, solver="dpmpp_2m", latent_image={"samples": torch.zeros(1, 4, 8, 8)},
+        denoise=1.0, table=table, solver="dpmpp_2m", latent_image={"samples": torch.zeros(1, 4, 4, 4)},
     )  # fmt: skip
     assert latent["samples"].isfinite().all()
 
@@ -139,3 +142,98 @@ def test_interrupted_it_saves_what_was_found(
     partial = out.with_name("mine-partial.safetensors")
     assert f"interrupted: the rows found so far are saved in {partial}" in capsys.readouterr().err
     assert LambdaTable.load(partial).model["family"] == "sd15"
+
+
+# --- distill-lora -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path, pack: ModuleType) -> tuple[Any, Any]:
+    """Model and text encoder, as the command line loads them: that takes most of a test's time."""
+    from dode_nodes.hosts.comfy.checkpoint import _load
+
+    return _load(checkpoint)
+
+
+@pytest.fixture
+def tiny_lora(
+    loaded: tuple[Any, Any], checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> list[str]:
+    """The command on little."""
+    import dode_nodes.fit.quality as quality
+    from dode_nodes.fit import lora_pipeline
+    from dode_nodes.hosts.comfy import checkpoint as loading
+
+    monkeypatch.setattr(loading, "_load", lambda path: loaded)
+    from dode_nodes.cli import train_lora_checkpoint
+    from dode_nodes.hosts.comfy import job
+
+    monkeypatch.setattr(lora_pipeline, "TEACHER_STEPS", 3)
+    monkeypatch.setattr(job, "UNSEEN", 1)
+    monkeypatch.setattr(train_lora_checkpoint, "Recipe", partial(Recipe, teacher=Teacher(scale=1)))
+    monkeypatch.setitem(quality.QUALITIES, "quick", replace(quality.QUALITIES["quick"], latents=2))
+    return ["distill-lora", "--checkpoint", str(checkpoint), "--prompt", "a cat", "--size", "32x32", "--cfg", "2",
+            "--steps", "2", "--quality", "quick", "--latents", "3", "--iterations", "2", "--rank", "2",
+            "--batch-size", "2", "--out", str(out)]  # fmt: skip
+
+
+@pytest.mark.slow_host
+def test_a_lora_for_a_checkpoint_is_one_that_comfyui_loads(
+    tiny_lora: list[str], loaded: tuple[Any, Any], out: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """The rows are made first. Stopped while it trains, it leaves them and goes on; then the table names the LoRA."""
+    import comfy.sd
+    import safetensors.torch
+
+    from dode_nodes.hosts.comfy.own_lora import loras_on
+    from dode_nodes.tables.lora_file import content_hash, factors_of
+
+    tell = Bar.__call__
+
+    def ending(self: Bar, progress: Progress) -> None:
+        if progress.stage.startswith("training") and progress.done > 0.5 * progress.total:
+            raise KeyboardInterrupt
+        tell(self, progress)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bar, "__call__", ending)
+        assert main(tiny_lora) == 130
+    partial = out.with_stem(f"{out.stem}-partial")
+    told = capsys.readouterr()
+    assert str(partial) in told.err
+    assert [row.nfe for row in LambdaTable.load(partial).rows] == [2]
+
+    assert main(tiny_lora) == 0
+    printed = capsys.readouterr().out
+    assert "this was fitted before" in printed
+    assert "this was stopped before" in printed
+    assert "GiB of memory so far" in printed
+    (row,) = LambdaTable.load(out).rows
+    assert f"{row.trained_lora.error_without:#.3g}" in printed
+    lora = safetensors.torch.load_file(out.with_stem(f"{out.stem}-lora"))
+    assert row.trained_lora.content == content_hash(factors_of(lora))
+    on = comfy.sd.load_lora_for_models(loaded[0], None, lora, row.trained_lora.strength, 0)[0]
+    assert loras_on(on) == {row.trained_lora.content: [row.trained_lora.strength]}
+
+
+@pytest.mark.slow_host
+def test_what_a_lora_cannot_be_trained_from_is_refused(
+    tiny_lora: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from dode_nodes import LambdaRow
+
+    other = tmp_path / "other.safetensors"
+    rows = [LambdaRow("euler", np.array([14.6146, 1, 0]), (1, 1), np.zeros(2))]
+    LambdaTable(rows, model={"family": "sdxl"}).save(other)
+    without = [each for each in tiny_lora if each not in ("--prompt", "a cat")]
+    for arguments_, why in (
+        ([*tiny_lora, "--table", str(other)], "another kind of model"),
+        ([*tiny_lora, "--table", str(other), "--steps", "3"], "no row of 3"),
+        ([*tiny_lora, "--size", "60x64"], "must be multiples of 8 pixels"),
+        (without, "at least one --prompt"),
+        ([*tiny_lora, "--batch-size", "0"], "one latent in each"),
+        ([*tiny_lora, "--rank", "0"], "at least 1"),
+    ):
+        assert main(arguments_) == 2
+        assert why in capsys.readouterr().err

@@ -25,6 +25,47 @@ def test_markup_is_sent_as_text(on_the_node):
     ]
 
 
+def test_all_remarks_of_one_run_of_the_graph_stand_on_the_node(on_the_node, caplog):
+    """The front end has one line for a node, which each text replaces."""
+    import server
+
+    from dode_nodes.hosts.comfy.messages import remark, show_text
+
+    server.PromptServer.instance.last_prompt_id = "one"
+    remark("7", ["made for another checkpoint"])
+    show_text("7", "teacher: 3 of 9")
+    remark("8", ["of another node"])
+    remark("7", ["this is cfg 6", "made for another checkpoint"])
+    remark("7", [])
+    remark("7", [], "saved as a")
+    server.PromptServer.instance.last_prompt_id = "two"
+    remark("7", ["this is cfg 1"])
+    assert on_the_node == [
+        "made for another checkpoint",
+        "teacher: 3 of 9",
+        "of another node",
+        *["made for another checkpoint; this is cfg 6"] * 2,
+        "saved as a; made for another checkpoint; this is cfg 6",
+        "this is cfg 1",
+    ]
+    assert "saved as a" not in caplog.text
+
+
+def test_a_patched_model_says_what_is_wrong_with_its_table_at_every_run(make_model, dode, on_the_node):
+    """Of a second prompt only the KSampler may be new, for Apply is cached."""
+    import server
+
+    server.PromptServer.instance.last_prompt_id = "one"
+    table = zero_table(make_model(), "euler")
+    row = dataclasses.replace(table.rows[0], settings={"latent_shape": [4, 32, 32]})
+    patched = dode.apply(make_model(), dataclasses.replace(table, rows=[row]))
+    for prompt in ("one", "two"):
+        server.PromptServer.instance.last_prompt_id = prompt
+        ksampler(patched, empty())
+        assert "another checkpoint of this family" in on_the_node[-1]
+        assert "distilled at 256×256, this is 32×32" in on_the_node[-1]
+
+
 def test_a_strangers_table_brings_no_markup(make_model, dode, on_the_node):
     """A row may name its solver <word>, as functions are named: that must not become a tag."""
     model = make_model()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -44,6 +45,49 @@ def _latents(subject: Subject, sigmas: torch.Tensor, micro_batch: int = COUNT) -
     noise = comfy.sample.prepare_noise(empty, SEED, list(range(COUNT)))
     model = GuidedModel(guider, noise, SEED, empty[:1], micro_batch)
     return Latents([model.group(sigmas)], micro_batch)
+
+
+def _guider(kind: str, subject: Subject) -> Any:
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_Basic, Guider_DualCFG
+
+    positive, negative, model = subject.positive, subject.negative, subject.model
+    if kind == "basic":
+        guider = Guider_Basic(model)
+        guider.set_conds(positive)
+        return guider
+    if kind == "dual":
+        guider = Guider_DualCFG(model)
+        guider.set_conds(positive, positive, negative)
+        return guider
+    if kind == "kept at 1":
+        model = model.clone()
+        model.model_options["disable_cfg1_optimization"] = True
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(positive * 3 if kind == "three areas" else positive, negative)
+    guider.set_cfg(1.0 if "1" in kind else 2.0)
+    return guider
+
+
+@pytest.mark.slow_host
+@pytest.mark.parametrize(
+    ("kind", "each"),
+    [("cfg 2", 2), ("cfg 1", 1), ("kept at 1", 2), ("three areas", 4), ("basic", 1), ("dual", 3)],
+)
+def test_what_is_evaluated_for_a_latent_is_counted_when_memory_is_short(demo, monkeypatch, kind, each):
+    """Every conditioning of every kind, but for the negative at cfg 1, which ComfyUI leaves out."""
+    import comfy.model_management
+
+    from dode_nodes.hosts.comfy import prompts
+
+    guider, shape = _guider(kind, demo), demo.latent["samples"].shape
+    room_for = 8 * demo.model.model.memory_required(shape)
+    total = (demo.model.model_size() + room_for) / prompts._MEMORY_SHARE * 1.0001
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: total)
+    size = prompts.micro_batch_that_fits(guider, shape, 64)
+    assert size * each <= 8 < 2 * size * each
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda device: 0)
+    assert prompts.micro_batch_that_fits(guider, shape, 64) == 1
 
 
 def _late(subject: Subject) -> Subject:

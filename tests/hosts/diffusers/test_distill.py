@@ -309,7 +309,7 @@ def test_it_tells_its_cost_first_and_keeps_what_it_has_when_it_is_stopped(pipeli
 
     whole = Watching()
     table = Distillation(pipe, request, whole).run()
-    assert whole.lines[1] == "this fit was stopped before: it goes on from there, and needs less than that"
+    assert whole.lines[1] == "this was stopped before: it goes on from there, and needs less than that"
     assert whole.done < cost_of(distillation) - 60
     again = Watching()
     assert Distillation(pipe, request, again).run() == table

@@ -159,6 +159,11 @@ class CompareSamplers(io.ComfyNode):
             remarks.append(
                 "use another seed: λ was distilled on this one, so it looks better here than it is"
             )
+        if "teacher_cfg" in row.settings:
+            remarks.append(
+                "this table follows another model, but the teacher here is the model itself with many steps: trust the "
+                "report of Distill λ"
+            )
         remark(node_id, remarks)
         if stock_sampler is None or stock_sigmas is None:
             baseline = baseline_of(row, model)
@@ -180,7 +185,7 @@ class CompareSamplers(io.ComfyNode):
 
             needed = steps_needed(row.nfe, errors[1], error_with)
         if limit.size is not None:
-            remark(node_id, [*remarks, f"memory ran out: latents were evaluated {limit.size} at a time"])
+            remark(node_id, [f"memory ran out: latents were evaluated {limit.size} at a time"])
         labels = [contender.label for contender in contenders]
         lines = [
             f"{label}: {error:.4f} from the teacher" for label, error in zip(labels, errors, strict=False)

@@ -2,32 +2,19 @@
 
 from __future__ import annotations
 
-import logging
-from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ....errors import DodeError, TableError
-from ....fit.pipeline import Recipe
-from ....fit.quality import GOOD, QUALITIES, START_SOLVER, Quality, quality_of, start_schedule
-from ....fit.steps import parse_steps
+from ....fit.quality import GOOD, QUALITIES, quality_of
 from ....tables import plots
-from ....tables.describe import headlines, table_text
-from .. import auto_table, pins, table_files
-from ..finished_fits import Fit
-from ..graph_facts import GraphFacts
-from ..guiders import Conditioning, Guider, guiders_for
-from ..job import Distillation, Distilled, Request, Schedule, schedule, schedules_of
-from ..messages import remark, show_text
-from ..model_facts import is_flow
+from ....tables.describe import table_text
+from .. import pins
+from ..guiders import Conditioning, Guider
+from ..messages import remark
 from ..pictures import draw
-from ..prompts import check_empty, fitting_latent
-from ..reporter import ProgressReporter
-from ..run_row import is_applied
-from .distill_options import AUTO, USUAL, Expert, Options
+from .distill_options import USUAL, Expert, Options
 from .inputs import (
     CATEGORY,
     Table,
@@ -38,6 +25,7 @@ from .inputs import (
     schema,
     seed_input,
 )
+from .made_table import combinations_for, make_table, request_for
 
 
 class DistillLambdas(io.ComfyNode):
@@ -146,21 +134,12 @@ class DistillLambdas(io.ComfyNode):
     ) -> io.NodeOutput:
         """Distil, save, report."""
         node_id = cls.hidden.unique_id
-        graph = GraphFacts.of(cls.hidden.prompt, node_id)
         remark(node_id, _gone(cls.hidden.prompt, node_id))
-        request = _request(
-            guiders=_guiders(guider, model, positive, negative, cfg, options),
-            latent=latent, steps=steps, quality=quality_of(quality), seed=seed, options=options,
+        combinations = combinations_for(guider, model, positive, negative, cfg, latent, seed, options)
+        distilled, saved = make_table(
+            request_for(combinations, steps, quality_of(quality), options),
+            redo=options.redo, prompt=cls.hidden.prompt, node_id=node_id, save_name=save_name,
         )  # fmt: skip
-        model = request.model
-        stem = table_files.place_for(save_name)
-        if is_applied(model):
-            remark(node_id, ["'Apply λ to model' has no effect here: distilling ignores λ"])
-        fit = Fit.of(request, redo=options.redo)
-        if not options.redo and (known := fit.find(node_id)) is not None:
-            distilled, saved = _use(known, fit, stem, node_id)
-        else:
-            distilled, saved = _save(_distil(fit, graph, save_name, node_id), fit, stem, node_id)
         pins.note(cls, distilled.table)
         report = draw(plots.report_figure, distilled.table)
         return io.NodeOutput(
@@ -188,129 +167,3 @@ def _gone(prompt: Any, node_id: str | None) -> list[str]:
     if not gone:
         return []
     return [f"set {', '.join(gone)} on 'Distill λ options': here they have no effect any more"]
-
-
-def _guiders(
-    guider: Guider | None,
-    model: ModelPatcher | None,
-    positive: Conditioning | None,
-    negative: Conditioning | None,
-    cfg: float,
-    options: Expert,
-) -> list[Guider]:
-    """One for each prompt at each guidance."""
-    if guider is not None and options.cfgs:
-        raise DodeError("empty cfgs in Distill λ options, or disconnect the guider: it has a cfg of its own")
-    further = {f"positive_{i}": each for i, each in enumerate(options.positives, 2)}
-    positives = {"positive": positive} | further
-    return [
-        each
-        for scale in dict.fromkeys([cfg, *options.cfgs])
-        for each in guiders_for(guider, model, positives, negative, scale)
-    ]
-
-
-def _request(
-    guiders: list[Guider], latent: dict[str, Any], steps: str, quality: Quality, seed: int, options: Expert
-) -> Request:
-    """What the inputs ask for."""
-    model = guiders[0].model_patcher
-    for each in (latent, *options.latents_of):
-        check_empty(model, each)
-    auto = options.scheduler == AUTO
-    scheduler = start_schedule(flow=is_flow(model)) if auto else options.scheduler
-    solver = START_SOLVER if options.solver == AUTO else options.solver
-    own = options.sigmas is not None
-    schedules = (
-        [Schedule(options.sigmas, None)]
-        if options.sigmas is not None
-        else [schedule(model, solver, scheduler, n) for n in parse_steps(steps)]
-    )
-    recipe = Recipe(
-        solvers=[solver],
-        predictions=options.predictions,
-        teacher=options.teacher,
-        refine_budget=options.budget(quality, len(schedules)),
-        settings={"scheduler": "sigmas" if own else scheduler},
-        make_sigmas=None if own else schedules_of(model),
-        or_stock=auto and options.solver == AUTO,
-    )
-    return Request(
-        guiders=guiders,
-        latent=fitting_latent(model, latent),
-        latents=options.count(quality, len(guiders) * (1 + len(options.latents_of))),
-        seed=seed,
-        schedules=schedules,
-        recipe=recipe,
-        micro_batch=options.micro_batch,
-        further=[fitting_latent(model, each) for each in options.latents_of],
-    )
-
-
-def _distil(fit: Fit, graph: GraphFacts, save_name: str, node_id: str | None) -> Distilled:
-    """Fit; what there is by then is saved if that is ended."""
-    request = fit.request
-    with ProgressReporter(request.model, request.latent, node_id) as reporter:
-        distillation = Distillation(request, reporter, fit.work)
-        try:
-            distilled = distillation.run()
-        except BaseException:
-            _save_what_there_is(distillation, graph, save_name, node_id)
-            raise
-    auto_table.keep(distilled.table)
-    return replace(distilled, table=graph.on(distilled.table))
-
-
-def _use(known: Distilled, fit: Fit, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
-    """The table that the same fit has come to before, under the name that is asked for now. With where it is."""
-    place = table_files.saved_as(known.table, stem)
-    if place is None:
-        try:
-            place = table_files.save(known.table, stem)
-        except TableError as error:
-            remark(node_id, [f"this was fitted before: {known.table.name} is used. Not saved again: {error}"])
-            return known, f"Saved before as {known.table.name}. Not saved again: {error}"
-        fit.finish(known, place)
-    used = f"this was fitted before: {place.name} is used. To fit it again, set redo in 'Distill λ options'"
-    logging.info("D-ODE: %s", used)
-    show_text(node_id, "; ".join([used, *headlines(known.table)]))
-    return replace(known, table=replace(known.table, name=place.stem)), f"Saved before as {place}"
-
-
-def _save(distilled: Distilled, fit: Fit, stem: Path, node_id: str | None) -> tuple[Distilled, str]:
-    """Save the table; whatever comes of it, the node still gives its outputs. With its name, and where it is."""
-    remarks = list(distilled.remarks)
-    try:
-        place = table_files.save(distilled.table, stem)
-    except TableError as error:
-        remark(node_id, [f"not saved, so use the table before you close ComfyUI: {error}", *remarks])
-        return distilled, f"Not saved: {error}"
-    fit.finish(distilled, place)
-    if place.parent != stem.parent:
-        remarks.insert(0, f"could not write to {stem.parent}: the table is saved as {place} instead")
-    elif remarks:
-        remarks.insert(0, f"saved as {place.name}")
-    else:
-        show_text(node_id, "; ".join([f"saved as {place.name}", *headlines(distilled.table), *fit.remarks]))
-    for line in fit.remarks:
-        logging.info("D-ODE: %s", line)
-    remark(node_id, [*remarks, *fit.remarks] if remarks else [])
-    return replace(distilled, table=replace(distilled.table, name=place.stem)), f"Saved as {place}"
-
-
-def _save_what_there_is(
-    distillation: Distillation, graph: GraphFacts, save_name: str, node_id: str | None
-) -> None:
-    """Save the rows of a distillation that was ended; nothing of that may hide why it was ended."""
-    try:
-        table = distillation.table()
-        if table is not None:
-            table = graph.on(table, hashes=False)
-            auto_table.keep(table)
-            path = table_files.save(table, table_files.place_for(save_name, "-partial"))
-            remark(
-                node_id,
-                [f"stopped early; the rows found so far are saved as {path.name}: {table.contents()}"],
-            )
-    except Exception:
-        logging.exception("D-ODE: the rows found so far could not be saved")

@@ -9,25 +9,31 @@ from typing import Any
 
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ....errors import DodeError
+from ....fit.key import Identity
 from ....fit.lora import LoraRecipe
-from ....fit.lora_pipeline import LORA_QUALITIES, best_rows
-from ....fit.quality import GOOD
+from ....fit.lora_pipeline import LORA_QUALITIES, LoraPipeline, best_rows
+from ....fit.quality import GOOD, quality_of
 from ....fit.steps import parse_steps
 from ....tables.lora_file import Factors, content_hash, kohya_state, write_lora
+from ....tables.lora_plots import Errors, lora_figure
 from ....tables.publish import first_free, numbered
 from ....tables.row import LambdaRow
 from ....tables.table import LambdaTable
 from .. import table_files
+from ..finished_fits import work_of
+from ..fit_key import key_of_training
 from ..guiders import Conditioning
 from ..lora_job import LoraDistillation, LoraRequest
-from ..messages import remark, show_text
+from ..messages import remark
 from ..model_facts import check_model
-from ..prompts import check_empty, fitting_latent
+from ..pictures import draw
 from ..reporter import ProgressReporter
+from .distill_options import USUAL, Expert, Options
 from .inputs import CATEGORY, Table, cfg_input, conditioning_inputs, save_name_input, schema, seed_input
+from .made_table import combinations_for, make_table, request_for
 
 
 class DistillLora(io.ComfyNode):
@@ -44,7 +50,7 @@ class DistillLora(io.ComfyNode):
             description="Trains a LoRA that helps this model in the few steps of a λ table: with it, the table's row "
             "ends nearer to where a slow sampler ends. It needs no pictures. It pays at 1 to 5 steps.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 io.Model.Input(
                     "model",
@@ -55,9 +61,6 @@ class DistillLora(io.ComfyNode):
                 io.Latent.Input(
                     "latent",
                     tooltip="An empty latent of the size you sample at. The batch size has no effect.",
-                ),
-                Table.Input(
-                    "table", tooltip="The λ table with a row for these steps, from Distill λ or Load λ table."
                 ),
                 io.String.Input(
                     "steps",
@@ -96,6 +99,18 @@ class DistillLora(io.ComfyNode):
                 ),
                 seed_input("Seed of the noises and of the LoRA's first numbers.", changes=False),
                 save_name_input(),
+                Table.Input(
+                    "table",
+                    optional=True,
+                    tooltip="The λ table with a row for these steps, from Distill λ or Load λ table. If none is "
+                    "connected, one is made first, as Distill λ makes it at quality good.",
+                ),
+                Options.Input(
+                    "options",
+                    optional=True,
+                    tooltip="More prompts, cfgs and sizes, and another teacher, from Distill λ options. What else it "
+                    "says is for the table, if one is made.",
+                ),
             ],
             outputs=[
                 io.LoraModel.Output(
@@ -113,6 +128,11 @@ class DistillLora(io.ComfyNode):
                 io.String.Output(
                     "summary", display_name="summary", tooltip="The errors with the LoRA and without it."
                 ),
+                io.Image.Output(
+                    "report",
+                    display_name="report",
+                    tooltip="The errors with the LoRA and without it as bars, and the loss batch by batch.",
+                ),
             ],
         )
 
@@ -124,7 +144,6 @@ class DistillLora(io.ComfyNode):
         negative: Conditioning,
         cfg: float,
         latent: dict[str, Any],
-        table: LambdaTable,
         steps: str,
         quality: str,
         rank: int,
@@ -132,46 +151,74 @@ class DistillLora(io.ComfyNode):
         batch_size: int,
         seed: int,
         save_name: str,
+        table: LambdaTable | None = None,
+        options: Expert = USUAL,
     ) -> io.NodeOutput:
         """Train, save the table, report."""
-        node_id = cls.hidden.unique_id
-        check_empty(model, latent)
-        remarks = check_model(table.model, model)
+        node_id, prompt = cls.hidden.unique_id, cls.hidden.prompt
+        combinations = combinations_for(None, model, positive, negative, cfg, latent, seed, options)
+        stem, work = table_files.place_for(save_name), LORA_QUALITIES[quality]
+        recipe = LoraRecipe(work.iterations, batch_size, learning_rate, seed=seed)
+        if table is None:
+            of_rows = request_for(combinations, steps, quality_of(GOOD), options)
+            made, _ = make_table(
+                of_rows, redo=options.redo, prompt=prompt, node_id=node_id, save_name=save_name
+            )
+            table = made.table
+        remark(node_id, check_model(table.model, model))
         rows = best_rows(table.rows, parse_steps(steps))
-        stem = table_files.place_for(save_name)
-        work = LORA_QUALITIES[quality]
         request = LoraRequest(
-            model, positive, negative, cfg, fitting_latent(model, latent), rows, work.latents,
-            LoraRecipe(work.iterations * len(rows), batch_size, learning_rate, seed=seed), rank,
-        )  # fmt: skip
-        with ProgressReporter(model, request.latent, node_id) as reporter:
-            distillation = LoraDistillation(request, reporter)
-            try:
-                distillation.run()
-            except BaseException:
-                _save_what_there_is(distillation, table, save_name, node_id)
-                raise
-        factors, pipeline = distillation.factors(), distillation.pipeline
-        report = pipeline.report()
-        if not factors:
-            remark(node_id, [*remarks, "the LoRA makes no row better, so it is empty: use the table alone"])
-            return io.NodeOutput({}, {"loss": pipeline.losses}, len(pipeline.losses), table, report)
-        named = _naming(table, distillation, factors, stem.name)
-        place = table_files.save(named, stem)
-        remark(node_id, remarks)
-        show_text(node_id, f"table saved as {place.name}. Save the LoRA with Save LoRA Weights")
+            **combinations.parts,
+            rows=rows,
+            count=max(work.latents, 2 * combinations.shares),
+            recipe=replace(recipe, iterations=work.iterations * len(rows)),
+            rank=rank,
+        )
+        pipeline, factors = _train(request, table, save_name, node_id, redo=options.redo)
+        losses, named, told = pipeline.losses, table, ""
+        if factors:
+            saved = table_files.save_if_possible(_naming(table, pipeline, factors, stem.name), stem)
+            if saved.place is not None:
+                told = f"table saved as {saved.place.name}. Save the LoRA with Save LoRA Weights"
+            named, remarks = saved.table, saved.remarks
+        else:
+            remarks = ["the LoRA makes no row better, so it is empty: use the table alone"]
+        remark(node_id, remarks, told)
+        picture = draw(lora_figure, [Errors(*each) for each in pipeline.errors], losses)
         return io.NodeOutput(
-            kohya_state(factors), {"loss": pipeline.losses}, len(pipeline.losses),
-            replace(named, name=place.stem), report,
+            kohya_state(factors), {"loss": losses}, len(losses), named, pipeline.report(), picture,
+            ui=ui.PreviewImage(picture, cls=cls),
         )  # fmt: skip
+
+
+def _train(
+    request: LoraRequest, table: LambdaTable, save_name: str, node_id: str | None, *, redo: bool
+) -> tuple[LoraPipeline, dict[str, Factors]]:
+    """What came of it, and the LoRA; what there is by then is saved if that is ended."""
+    identity = Identity.of(lambda: key_of_training(request))
+    for line in identity.remarks:
+        logging.info("D-ODE: %s", line)
+    kept = work_of(identity)
+    if redo and kept is not None:
+        kept.clear()
+    with ProgressReporter(request.model, request.latent, node_id) as reporter:
+        distillation = LoraDistillation(request, reporter, kept)
+        try:
+            distillation.run()
+        except BaseException:
+            _save_what_there_is(distillation, table, save_name, node_id)
+            raise
+    if kept is not None:
+        kept.clear()
+    return distillation.pipeline, distillation.factors()
 
 
 def _naming(
-    table: LambdaTable, distillation: LoraDistillation, factors: dict[str, Factors], name: str
+    table: LambdaTable, pipeline: LoraPipeline, factors: dict[str, Factors], name: str
 ) -> LambdaTable:
     """The table, whose rows that the LoRA makes better name it."""
     content = content_hash(factors)
-    named = {id(each.row): each.named(content, name) for each in distillation.pipeline.outcomes}
+    named = {id(each.row): each.named(content, name) for each in pipeline.outcomes}
 
     def own(row: LambdaRow) -> LambdaRow:
         return named.get(id(row), row)
@@ -191,7 +238,7 @@ def _save_what_there_is(
         folder.mkdir(parents=True, exist_ok=True)
         names = numbered(folder / f"{stem.name}.safetensors")
         lora = first_free(names, lambda path: write_lora(path, factors))
-        place = table_files.save(_naming(table, distillation, factors, lora.name), stem)
+        place = table_files.save(_naming(table, distillation.pipeline, factors, lora.name), stem)
         remark(
             node_id,
             [f"stopped early; the best LoRA so far is saved as {lora.name}, and the table as {place.name}"],

@@ -8,6 +8,7 @@ from typing import Any
 
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io
 
 from ....errors import DodeError
@@ -41,6 +42,8 @@ class Expert:
         prediction: what λ corrects; ``AUTO`` for the better.
         micro_batch: latents evaluated at a time; 0 for what fits.
         redo: whether a fit that was made or begun before is made anew.
+        teacher_model: what the teacher runs on; None for the model itself.
+        teacher_cfg: its guidance.
     """
 
     cfgs: tuple[float, ...] = ()
@@ -55,6 +58,8 @@ class Expert:
     prediction: str = AUTO
     micro_batch: int = 0
     redo: bool = False
+    teacher_model: ModelPatcher | None = None
+    teacher_cfg: float = 7.0
 
     @property
     def predictions(self) -> tuple[str, ...]:
@@ -118,6 +123,8 @@ class DistillOptions(io.ComfyNode):
         prediction: str,
         micro_batch: int,
         redo: bool = False,
+        teacher_cfg: float = 7.0,
+        teacher_model: ModelPatcher | None = None,
         positive_2: Conditioning | None = None,
         positive_3: Conditioning | None = None,
         positive_4: Conditioning | None = None,
@@ -140,6 +147,8 @@ class DistillOptions(io.ComfyNode):
                 prediction=prediction,
                 micro_batch=micro_batch,
                 redo=redo,
+                teacher_model=teacher_model,
+                teacher_cfg=teacher_cfg,
             )
         )
 
@@ -224,10 +233,26 @@ def _fit_inputs() -> list[io.Input]:
             tooltip="Fit again, even if the same was fitted before. Otherwise Distill λ takes the table that it saved "
             "then, or goes on where it was stopped.",
         ),
+        io.Float.Input(
+            "teacher_cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            optional=True,
+            tooltip="The cfg of teacher_model. Without a teacher_model it has no effect.",
+        ),
     ]
 
 
 def _sockets() -> list[io.Input]:
+    teacher = io.Model.Input(
+        "teacher_model",
+        optional=True,
+        tooltip="A model to follow in place of the one you distil for: the checkpoint without its speed LoRA, say, at "
+        "teacher_cfg, while the model has the LoRA and cfg 1. It must make nearly the same picture of the same noise.",
+    )
     prompts = [
         io.Conditioning.Input(
             f"positive_{i}",
@@ -248,4 +273,4 @@ def _sockets() -> list[io.Input]:
         optional=True,
         tooltip="Your own schedule for the student, in place of scheduler and steps. It must end at 0.",
     )
-    return [*prompts, *sizes, sigmas]
+    return [*prompts, *sizes, sigmas, teacher]

@@ -85,7 +85,7 @@ class FindStock(io.ComfyNode):
         request = Request(
             guiders=guiders,
             latent=fitting_latent(model, latent),
-            latents=_LATENTS,
+            count=_LATENTS,
             seed=seed,
             schedules=[schedule(model, START_SOLVER, scheduler, steps)],
             recipe=Recipe(solvers=[START_SOLVER], make_sigmas=schedules_of(model)),

@@ -75,8 +75,7 @@ class LoadLambdas(io.ComfyNode):
             table, reason = choose_and_note(cls, model, preset=preset, family_match=family_match)
             why = [reason]
         remarks = [] if model is None else check_model(table.model, model)
-        remark(node_id, remarks)
-        show_text(node_id, "; ".join([*why, *remarks, held_text(table)]))
+        remark(node_id, remarks, "; ".join([*why, held_text(table)]))
         return io.NodeOutput(table)
 
 

@@ -252,5 +252,6 @@ class ApplyLambdas(io.ComfyNode):
             table, why = choose_and_note(cls, model, preset=preset, family_match=family_match, solver=wanted)
             notes = [why]
         rows_of(table, wanted)
-        remark(cls.hidden.unique_id, [*notes, *check_model(table.model, model)])
-        return io.NodeOutput(apply_to_model(model, table, wanted, cls.hidden.unique_id))
+        notes += check_model(table.model, model)
+        remark(cls.hidden.unique_id, notes)
+        return io.NodeOutput(apply_to_model(model, table, wanted, cls.hidden.unique_id, notes))

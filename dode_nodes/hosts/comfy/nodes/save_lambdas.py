@@ -14,7 +14,7 @@ from ....errors import TableError
 from ....tables import edit, publish
 from ....tables.table import LambdaTable
 from .. import auto_table, pins, table_files
-from ..messages import remark, show_text
+from ..messages import remark
 from .inputs import CATEGORY, Table, code_output, save_name_input
 from .load_and_inspect import code_or_reason
 
@@ -116,14 +116,13 @@ class SaveLambdas(io.ComfyNode):
         saved = LambdaTable.load(path)
         pins.note(cls, saved)
         code = code_or_reason(edited)
-        show_text(cls.hidden.unique_id, f"saved as {path.name}; {code}")
-        if preview is not None:
-            _save_preview(preview, path, cls.hidden.unique_id)
+        remarks = [] if preview is None else _save_preview(preview, path)
+        remark(cls.hidden.unique_id, remarks, f"saved as {path.name}; {code}")
         return io.NodeOutput(saved, str(path), code)
 
 
-def _save_preview(preview: torch.Tensor, path: Path, node_id: str | None) -> None:
-    """The first picture, made smaller; the table is saved already, so a failure is only said."""
+def _save_preview(preview: torch.Tensor, path: Path) -> list[str]:
+    """The first picture, made smaller; the table is saved already, so a failure is only remarked."""
     pixels = (preview[0].float().clamp(0, 1) * 255).round().byte().cpu().numpy()
     picture = Image.fromarray(np.ascontiguousarray(pixels[..., :3]))
     picture.thumbnail((_PREVIEW_SIDE, _PREVIEW_SIDE))
@@ -132,4 +131,5 @@ def _save_preview(preview: torch.Tensor, path: Path, node_id: str | None) -> Non
     try:
         publish.publish(path.with_suffix(".png"), content.getvalue(), overwrite=False)
     except TableError as error:
-        remark(node_id, [f"the preview was not saved: {error}"])
+        return [f"the preview was not saved: {error}"]
+    return []
