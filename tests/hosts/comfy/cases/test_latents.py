@@ -134,7 +134,7 @@ def with_sound(dode: Pack) -> Subject:
 
 def test_sound_and_pictures_together_are_sampled_as_by_ksampler(with_sound, dode):
     sigmas = schedule_of(with_sound, with_sound.scheduler, 5)  # the user's own: the stock latents are Euler's
-    made = dode.distil(with_sound, sigmas=sigmas, seed=1)
+    made = dode.distil(with_sound, sigmas=sigmas, seed=1, latents=8)
     for i, mine in enumerate(zip(*(stream for stream in made["stock"]["samples"].unbind()), strict=True)):
         assert [tuple(stream.shape) for stream in mine] == [(4, 4, 6), (2, 10)], i
     every = ksampler(with_sound, with_sound.latent | {"batch_index": list(range(8))}, seed=1)
