@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 _MAGNIFIED = 4
 """Differences of pictures, or they would look black."""
+_MOST_SHOWN = 8
+"""Of the noises that were compared: more would be stamps."""
+_LINE = 34
+"""Characters of a label."""
 
 
 class Block(NamedTuple):
@@ -84,7 +88,8 @@ def comparison_figure(
 
     Args:
         labels: words for each of the three.
-        pictures: of each, ``[N, H, W, 3]``, 0 to 1, the same N noises in each; or None.
+        pictures: of each, ``[N, H, W, 3]``, 0 to 1, the same N noises in each, of which the first eight are shown;
+            or None.
         errors: of the first two, their distance to the third.
 
     Raises:
@@ -94,12 +99,15 @@ def comparison_figure(
         figure, (ax,) = panel_grid(1, 1)
         places = range(len(errors))
         ax.barh(places, errors, color=(GREY, COLOURS[0]), height=0.5)
-        ax.set_yticks(places, labels[: len(errors)], parse_math=False)
+        ax.set_yticks(
+            places, [textwrap.fill(label, _LINE) for label in labels[: len(errors)]], parse_math=False
+        )
         ax.invert_yaxis()
         words(ax, "", "distance to the teacher (RMS)", "")
         return figure
+    count = len(np.asarray(pictures[0]))
     rows = [
-        PictureRow(textwrap.fill(label, 34), np.asarray(images), stock=i != 1)
+        PictureRow(textwrap.fill(label, _LINE), np.asarray(images)[:_MOST_SHOWN], stock=i != 1)
         for i, (label, images) in enumerate(zip(labels, pictures, strict=True))
     ]
     *few, teacher = rows
@@ -112,7 +120,9 @@ def comparison_figure(
         )
         for name, row in zip(("stock", "D-ODE"), few, strict=True)
     ]
-    return picture_grid(rows, [Block("", [str(i + 1) for i in range(len(teacher.images))])])
+    shown = len(teacher.images)
+    title = "" if shown == count else f"the first {shown} of {count} noises"
+    return picture_grid(rows, [Block(title, [str(i + 1) for i in range(shown)])])
 
 
 def ranking_figure(names: Sequence[str], distances: Sequence[float]) -> Figure:

@@ -53,6 +53,18 @@ class TestComparisonFigure:
         (bars,) = axes(comparison_figure(labels_, [None] * 3, [0.2, 0.1]))
         assert [bar.get_width() for bar in bars.patches] == [0.2, 0.1]
 
+    def test_of_many_noises_the_first_are_shown_and_that_is_said(self) -> None:
+        pictures = [np.full((64, 8, 8, 3), grey) for grey in (0.5, 0.45, 0.4)]
+        figure = comparison_figure(["stock", "D-ODE", "teacher"], pictures, [0.2, 0.1])
+        assert len(axes(figure)) == 5 * 8
+        assert "the first 8 of 64 noises" in [text.get_text() for text in figure.texts]
+
+    def test_long_names_leave_room_for_the_bars(self) -> None:
+        label = "best stock: ipndm, max_order 3, beta without the penultimate σ, 4 evaluations: 0.2183 from the teacher"
+        figure = comparison_figure([label, label, "teacher"], [None] * 3, [0.2, 0.1])
+        png_size(figure)
+        assert axes(figure)[0].get_position().width > 0.3
+
     @pytest.mark.parametrize("pictures", [None, np.zeros((1, 8, 8, 3))], ids=["bars", "pictures"])
     def test_names_are_no_formulas(self, pictures: np.ndarray | None) -> None:
         name = "a $x^$ b"

@@ -75,7 +75,7 @@ class CompareSamplers(io.ComfyNode):
                     default=4,
                     min=1,
                     max=64,
-                    tooltip="How many noises to compare on. Each gives one picture.",
+                    tooltip="How many noises to compare on. The first eight are shown; the numbers are of all of them.",
                 ),
                 seed_input("Seed of the noises. Use a different one than in Distill λ.", default=1),
                 io.Int.Input(
