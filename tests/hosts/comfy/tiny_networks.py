@@ -39,6 +39,17 @@ def real(config: type, settings: dict[str, Any], seed: int = 0) -> Any:
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
+def lora_of(model: Any) -> dict[str, Tensor]:
+    """A LoRA for a U-Net's model, of the same numbers in every layer that it has: it makes other pictures."""
+    state = {}
+    for name, weight in model.model.state_dict().items():
+        if name.endswith("proj_in.weight"):
+            key = name.replace("diffusion_model.", "lora_unet_").removesuffix(".weight").replace(".", "_")
+            state |= {f"{key}.lora_up.weight": torch.full((len(weight), 1), 0.2),
+                      f"{key}.lora_down.weight": torch.full((1, weight[0].numel()), 0.2)}  # fmt: skip
+    return state
+
+
 def in_diffusers_layout(weights: dict[str, Tensor], settings: dict[str, Any]) -> dict[str, Tensor]:
     """By the maps that ComfyUI reads diffusers' files with, backwards."""
     import comfy.utils

@@ -18,7 +18,7 @@ from dode_nodes.fit.progress import Progress
 from dode_nodes.tables.lora_file import content_hash, factors_of
 from tests.hosts.comfy.node_calls import NodeCalls
 from tests.hosts.comfy.nodes.test_distill_lambdas import full_disk
-from tests.hosts.comfy.tiny_networks import UNET, real
+from tests.hosts.comfy.tiny_networks import UNET, lora_of, real
 from tests.toys import Interrupted
 
 pytestmark = pytest.mark.comfyui
@@ -139,13 +139,7 @@ def test_with_the_lora_loaded_rows_end_nearer_to_the_teacher_and_nothing_is_left
 
 
 def test_it_is_trained_for_the_model_with_its_other_loras(model: Any, table: LambdaTable, train: Any) -> None:
-    state = {}
-    for name, weight in model.model.state_dict().items():
-        if name.endswith("proj_in.weight"):
-            key = name.replace("diffusion_model.", "lora_unet_").removesuffix(".weight").replace(".", "_")
-            state |= {f"{key}.lora_up.weight": torch.full((len(weight), 1), 0.2),
-                      f"{key}.lora_down.weight": torch.full((1, weight[0].numel()), 0.2)}  # fmt: skip
-    styled = loaded(model, state, 1.0)
+    styled = loaded(model, lora_of(model), 1.0)
     lora, _, _, named, *_ = train(model=styled, table=table)
     row, goal = named.rows[1], by_the_teacher(styled)
     assert not torch.allclose(goal, by_the_teacher(model), atol=1e-3)

@@ -12,7 +12,7 @@ import torch
 from dode_nodes import DodeError
 from tests.hosts.comfy.node_calls import NodeCalls
 from tests.hosts.comfy.nodes.test_finished_fits import evaluations, key, with_shift  # noqa: F401  # a fixture
-from tests.hosts.comfy.tiny_networks import UNET, real
+from tests.hosts.comfy.tiny_networks import UNET, lora_of, real
 from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
@@ -36,13 +36,7 @@ def with_speed_lora(model: Any) -> Any:
     """A clone, which shares the weights that the LoRA is patched into whenever it is loaded."""
     import comfy.sd
 
-    state = {}
-    for name, weight in model.model.state_dict().items():
-        if name.endswith("proj_in.weight"):
-            key = name.replace("diffusion_model.", "lora_unet_").removesuffix(".weight").replace(".", "_")
-            state |= {f"{key}.lora_up.weight": torch.full((len(weight), 1), 0.2),
-                      f"{key}.lora_down.weight": torch.full((1, weight[0].numel()), 0.2)}  # fmt: skip
-    return comfy.sd.load_lora_for_models(model, None, state, 0.7, 0)[0]
+    return comfy.sd.load_lora_for_models(model, None, lora_of(model), 0.7, 0)[0]
 
 
 def on_prompts(dode: NodeCalls, model: Any, **changes: Any) -> tuple[Any, ...]:
