@@ -164,12 +164,12 @@ def command() -> str:
     return f"`{shlex.join(['python', *sys.argv])}`"
 
 
-def print_setting(bench: Bench) -> None:
+def print_setting(bench: Bench, fitted_from: int = FIT_SEED) -> None:
     """What the tables below were measured on."""
     print(f"\n## {bench.model.kind} model, cfg {bench.cfg:g}\n")
     print(f"{command()}, torch {torch.__version__}, {platform.machine()}. ", end="")
     print(
-        f"Test latents: seeds {TEST_SEED} to {TEST_SEED + len(bench.test.x) - 1}; fitted: from {FIT_SEED}. ",
+        f"Test latents: seeds {TEST_SEED} to {TEST_SEED + len(bench.test.x) - 1}; fitted: from {fitted_from}. ",
         end="",
     )
     print(

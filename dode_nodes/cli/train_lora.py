@@ -21,6 +21,7 @@ from ..fit.pipeline import Pipeline, Recipe
 from ..fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import is_one_of_several
 from ..fit.teacher import Teacher
+from ..tables.fingerprint import same_checkpoint
 from ..tables.lora_file import Factors
 from ..tables.publish import check_new
 from ..tables.row import LambdaRow
@@ -239,8 +240,8 @@ def _rows_of(path: Path, model: DemoModel, steps: Sequence[int]) -> list[LambdaR
         DodeError: it is another model's, or has no such row.
     """
     table = LambdaTable.load(path)
-    if any(table.model.get(name) != fact for name, fact in model.facts.items()):
-        raise DodeError(
-            f"{path}: give a table of this model: this one is for {table.model.get('name', 'another')}"
-        )
+    mine = model.facts
+    if same_checkpoint(table.model.get("fingerprint", {}), mine["fingerprint"]) is not True:
+        name = table.model.get("name", "another")
+        raise DodeError(f"{path}: give a table of this model, {mine['name']}: this one is for {name}")
     return best_rows(table.rows, steps)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from ..errors import DodeError
 from ..sampling.denoiser import Denoiser, over_latent
 from ..sampling.schedules import NoiseSchedule, make_sigmas
+from ..tables.fingerprint import fingerprint
 from .networks import CLASSES, LATENT_CHANNELS, UNCONDITIONAL, DigitClassifier, DigitUNet, UNet
 from .vae import decode_to_picture
 
@@ -62,9 +63,22 @@ class DemoModel:
         return self.kind
 
     @property
-    def facts(self) -> dict[str, str]:
-        """What a table says of it."""
-        return {"name": "embedded digits", "kind": self.kind}
+    def facts(self) -> dict[str, Any]:
+        """What a table says of it: what every host finds out of a model."""
+        return {
+            "name": f"embedded {self.family.removeprefix('demo-')}",
+            "family": self.family,
+            "prediction_type": self.kind,
+            "channels": self.latent_shape[0],
+            "sigma_min": self.sigma_min,
+            "sigma_max": self.sigma_max,
+            "fingerprint": fingerprint(self.network.state_dict().values()),
+        }
+
+    @property
+    def family(self) -> str:
+        """By its neutral name."""
+        return "demo-digits"
 
     @property
     def subjects(self) -> Sequence[str]:

@@ -44,6 +44,8 @@ _CLASSES: Mapping[str, tuple[str, ...]] = {
     "qwen-image": ("QwenImage", "QwenImageTransformer2DModel"),
     "hunyuan-image": ("HunyuanImage21",),
     "ace-step": ("ACEStep",),
+    "demo-digits": ("DigitConfig",),
+    "demo-pictures": ("ColourConfig",),
 }  # fmt: skip
 """The names of ComfyUI's classes, which Forge has taken over and the first tables carry; and of diffusers'
 transformers. Its U-Nets are told apart by their config."""

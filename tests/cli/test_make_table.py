@@ -12,7 +12,8 @@ import pytest
 from dode_nodes import LambdaTable, Pipeline, Progress
 from dode_nodes.cli.bar import Bar
 from dode_nodes.cli.commands import main
-from dode_nodes.demo.models import noise_schedule
+from dode_nodes.demo.colour.models import load_colour_model
+from dode_nodes.demo.models import load_demo_model, noise_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.tables.describe import summary_text
 from dode_nodes.tables.provenance import DISTILLED
@@ -47,7 +48,7 @@ def test_says_the_cost_saves_and_shows_the_table(
     table = LambdaTable.load(out)
     assert [r.steps for r in table.rows if r.origin.kind == DISTILLED] == [4, 3]
     assert any("refined" in r.report for r in table.rows)
-    assert table.model == {"name": "embedded digits", "kind": kind}
+    assert table.model == load_demo_model(kind).facts
     for found in table.rows:
         assert found.settings["schedule"] == schedule
         assert found.settings["cfg"] == 2.0
@@ -67,7 +68,7 @@ def test_the_model_of_pictures_takes_prompts_of_words_that_it_knows(
     options = ["--model", "pictures", "--prompt", "cat", "--prompt", "red heart", "--out", str(out)]
     assert main([*SMALL, "--steps", "2", "--latents", "2", "--refine-budget", "0", *options]) == 0
     table = LambdaTable.load(out)
-    assert table.model == {"name": "embedded pictures", "kind": "flow"}
+    assert table.model == load_colour_model("flow").facts
     assert table.rows[0].settings["cfg"] == 3.0
     monkeypatch.delattr(Pipeline, "run")  # from here on nothing is evaluated
     assert (

@@ -17,4 +17,4 @@ def test_a_hosts_class_has_our_name(hosts, ours):
 
 
 def test_a_class_that_nobody_knows_is_a_family_of_its_own():
-    assert family_of("DigitConfig") == "DigitConfig"
+    assert family_of("SomebodysConfig") == "SomebodysConfig"

@@ -47,8 +47,8 @@ class ColourModel(DemoModel):
         return "pictures"
 
     @property
-    def facts(self) -> dict[str, str]:
-        return {"name": "embedded pictures", "kind": self.kind}
+    def family(self) -> str:
+        return "demo-pictures"
 
     @property
     def subjects(self) -> Sequence[str]:

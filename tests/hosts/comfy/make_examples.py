@@ -1,6 +1,5 @@
-"""Makes the demo models' λ tables, the example workflows with thumbnails, and the help pages' pictures.
+"""Makes the example workflows with thumbnails, and the help pages' pictures.
 
-python -m tests.hosts.comfy.make_examples tables       # lambdas/demo_*.safetensors, by the node Distill λ
 python -m tests.hosts.comfy.make_examples workflows [NAME ...]    # example_workflows/*, by the front end in Chromium
 python -m tests.hosts.comfy.make_examples help         # web/docs/assets/*, by Inspect and Compare
 """
@@ -9,55 +8,21 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import subprocess
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests.browser import node_environment
 from tests.import_comfyui import REPOSITORY
-from tests.server import ComfyServer, errors_of
+from tests.server import ComfyServer
 
-DIGITS = (2, 3, 5, 8)
-SCHEDULERS = {"eps": "karras", "flow": "simple"}
 EMPTY = {"width": 64, "height": 64, "batch_size": 1}
 THUMBNAIL_WIDTH = 1000
 SCRIPT = Path(__file__).parent / "browser" / "make_examples.mjs"
-
-
-def table_prompt(kind: str) -> dict[str, Any]:
-    """The graph that distils a demo model's table."""
-    digits = {
-        f"digit {digit}": {"class_type": "DODE_DemoModel", "inputs": {"kind": kind, "digit": digit}}
-        for digit in DIGITS
-    }
-    first, second, third, fourth = digits
-    distil = {
-        "model": [first, 0], "positive": [first, 1], "negative": [first, 2], "cfg": 2.0, "latent": ["empty", 0],
-        "positive_2": [second, 1], "positive_3": [third, 1], "positive_4": [fourth, 1],
-        "latents": 64, "seed": 0, "solver": "euler", "scheduler": SCHEDULERS[kind],
-        "steps": "4, 5, 6, 8, 10, 12", "scale": 10, "teacher": "dpmpp_2m", "prediction": "auto",
-        "micro_batch": 0, "save_name": f"demo_{kind}",
-    }  # fmt: skip
-    return digits | {
-        "empty": {"class_type": "EmptyLatentImage", "inputs": EMPTY},
-        "distil": {"class_type": "DODE_DistillLambdas", "inputs": distil},
-    }
-
-
-def make_tables(server: ComfyServer) -> None:
-    """Distil both demo models."""
-    for kind in SCHEDULERS:
-        name = f"demo_{kind}.safetensors"
-        (server.pack / "lambdas" / name).unlink(missing_ok=True)
-        result = server.run(table_prompt(kind), seconds=1800)
-        assert not errors_of(result), errors_of(result)
-        shutil.copy(server.pack / "lambdas" / name, REPOSITORY / "lambdas" / name)
 
 
 def make_workflows(server: ComfyServer, names: Sequence[str] = ()) -> None:
@@ -97,7 +62,7 @@ def make_help_pictures(server: ComfyServer) -> None:
         few_colours.save(target / f"{name}.png", optimize=True)
 
 
-MAKERS = {"tables": make_tables, "workflows": make_workflows, "help": make_help_pictures}
+MAKERS = {"workflows": make_workflows, "help": make_help_pictures}
 
 
 def main() -> None:

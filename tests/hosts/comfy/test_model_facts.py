@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 from dode_nodes import DodeError, LambdaTable
+from dode_nodes.demo.catalogue import load_model
 from tests.hosts.comfy.node_calls import empty, zero_table
 from tests.hosts.comfy.tiny_networks import UNET, real
 from tests.import_comfyui import REPOSITORY
@@ -39,6 +42,24 @@ def test_a_table_of_the_first_kind_still_knows_its_checkpoint(kind, pack, run_no
     for weight in model.model.diffusion_model.parameters():
         weight.mul_(1.05)
     assert "another checkpoint" in " ".join(check_model(table.model, model))
+
+
+@pytest.mark.parametrize("name", ["eps", "flow", "pictures"])
+def test_a_table_that_the_command_line_has_made_is_for_the_demo_node(name, pack, run_node):
+    """The shipped ones are, too."""
+    from dode_nodes.hosts.comfy.model_facts import check_model
+
+    model = (
+        run_node(pack.DemoPictures) if name == "pictures" else run_node(pack.DemoModel, kind=name, digit=3)
+    )[0]
+    facts = load_model(name).facts
+    assert check_model(facts, model) == []
+    if name != "pictures":
+        assert LambdaTable.load(REPOSITORY / "lambdas" / f"demo_{name}.safetensors").model == facts
+    model.model.diffusion_model = copy.deepcopy(model.model.diffusion_model)  # the cached one stays as it is
+    for weight in model.model.diffusion_model.parameters():
+        weight.mul_(1.05)
+    assert "another checkpoint" in " ".join(check_model(facts, model))
 
 
 def test_a_familys_old_name_is_still_its_name():

@@ -158,11 +158,11 @@ const withATable = {
       [300, 280],
       `## Sample with a table
 
-There are three ways to use a λ table, and all give the same pictures: each row of the result shows one way. Press **Run**, then use the way that fits your graph.
+There are three ways to use a λ table: each row of the result shows one way. Press **Run**, then use the way that fits your graph.
 
 - **KSampler (D-ODE)** in place of a KSampler;
-- **Apply λ to model** before a KSampler that has the table's sampler, scheduler and steps;
-- **D-ODE sampler** and **D-ODE sigmas** for SamplerCustomAdvanced.
+- **Apply λ to model** before a KSampler that has the table's sampler, scheduler and steps. That KSampler keeps its own σ, so only λ acts here: the pictures end a little further from those of many steps;
+- **D-ODE sampler** and **D-ODE sigmas** for SamplerCustomAdvanced: the same pictures as the first row.
 
 For your own model, replace the demo model with its loader and choose its table in Load λ table. The example *2_distil_for_your_checkpoint* makes one.`,
     ),
@@ -205,7 +205,7 @@ For your own model, replace the demo model with its loader and choose its table 
     "KSampler (D-ODE)": ["ksampler"],
     "Apply λ, KSampler": ["apply", "stock"],
     "SamplerCustom": ["sampler", "sigmas", "noise", "guider", "custom"],
-    "Three times the same": ["two", "three", "decode", "enlarge", "preview"],
+    "One row of pictures each": ["two", "three", "decode", "enlarge", "preview"],
   },
 };
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms, stock_node
+from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms, small, stock_node
 
 pytestmark = pytest.mark.comfyui
 
@@ -44,7 +44,7 @@ def test_a_row_answers_to_the_number_that_was_asked_for(dode):
 
 
 def test_schedules_may_begin_at_different_sigmas(dode):
-    subject = dode.demo(side=4)
+    subject = small()
     steps = "5, 6, 8"
     table = dode.distil(subject, scheduler="ddim_uniform", steps=steps, latents=2, scale=2)["table"]
     for number in map(int, steps.split(",")):
@@ -138,8 +138,7 @@ def test_where_steps_and_evaluations_differ_both_are_said(dode, said):
     ],
 )
 def test_denoise_rounds_halves_up_and_to_one_step_at_least(denoise, steps, dode):
-    table = dode.shipped("eps")
-    sigmas = dode.run("DODE_Sigmas", table=table, steps=5, denoise=denoise, solver="any")["sigmas"]
+    sigmas = dode.run("DODE_Sigmas", table=rows_of(dode, 5), steps=5, denoise=denoise, solver="any")["sigmas"]
     assert max(len(sigmas) - 1, 0) == steps
 
 
@@ -168,9 +167,9 @@ def test_a_denoise_that_is_what_it_says_is_not_remarked_on(dode, said):
 
 
 def rows_of(dode: Pack, steps: int) -> Any:
-    """The shipped table's row of so many steps, alone."""
+    """The shipped table's row of so many steps, alone: that of λ, whose steps are its σ's."""
     table = dode.shipped("eps")
-    rows = [row for row in table.rows if row.steps == steps]
+    rows = [row for row in table.rows if row.steps == steps and not row.is_refined]
     return dode.library.LambdaTable(rows, model=table.model)
 
 
