@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette (2008): told apart by colour-blind readers, too."""
-MARKERS = ("o", "s", "^", "D", "v", "P")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+"""One more than colours: a colour that comes again has another."""
+_MOST_NAMES_INSIDE = 4
 GREY = "#767676"
 DPI = 150
 
@@ -32,12 +34,8 @@ def as_stock(marker: str) -> dict[str, Any]:
 
 def styles() -> Iterator[dict[str, Any]]:
     """Colours and markers, in turn, for D-ODE solvers."""
-    return cycle(
-        [
-            {"color": colour, "linewidth": 1.8, "marker": marker, "markersize": 5.5}
-            for colour, marker in zip(COLOURS, MARKERS, strict=True)
-        ]
-    )
+    for colour, marker in zip(cycle(COLOURS), cycle(MARKERS), strict=False):
+        yield {"color": colour, "linewidth": 1.8, "marker": marker, "markersize": 5.5}
 
 
 def matplotlib_figure() -> type[Figure]:
@@ -79,13 +77,16 @@ def panel_grid(down: int, across: int, *, share: bool = False, above: float = 0)
 
 
 def words(ax: Axes, title: str, x: str, y: str) -> None:
+    """A panel's words; many names of curves stand below it, for inside they would hide the curves."""
     ax.set_title(title, fontsize=11, fontweight="bold", loc="left", parse_math=False)
     ax.set_xlabel(x, parse_math=False)
     ax.set_ylabel(y, parse_math=False)
-    if ax.get_legend_handles_labels()[0]:
+    if names := ax.get_legend_handles_labels()[1]:
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncols": 3, "columnspacing": 1}
         legend = ax.legend(
-            fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2
-        )
+            fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2,
+            **(below if len(names) > _MOST_NAMES_INSIDE else {}),
+        )  # fmt: skip
         for text in legend.get_texts():
             text.set_parse_math(False)
 

@@ -259,9 +259,11 @@ def _draw_stages(ax: Axes, title: str, rows: Sequence[LambdaRow]) -> bool:
         errors = [*([] if nearest is None else [nearest]), *(stage.held_out_error for stage in tried)]
         points, hollow = style | {"linestyle": ""}, {"markerfacecolor": "white"}
         ax.plot(*_points(numbered), **points | hollow)
-        ax.plot(range(nearest is None, len(tried) + 1), list(accumulate(errors, min)),
-                **style | {"marker": "", "label": f"{row.nfe} evaluations"})  # fmt: skip
+        ax.plot(
+            range(nearest is None, len(tried) + 1), list(accumulate(errors, min)), **style | {"marker": ""}
+        )
         ax.plot(*_points(kept), **points | {"markersize": 7.5})
+        ax.plot([], [], label=f"{row.nfe} evaluations", **style)
     _draw_teachers_own(ax, rows, min(stage.held_out_error for each in stages for stage in each))
     log_axis(ax, "y", DENSE)
     whole_numbers(ax)
