@@ -6,6 +6,7 @@ torchrun --nproc-per-node 2 tests/ranks.py FOLDER
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import sys
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from dode_nodes import Group, LambdaRow, Latents, Progress, Refinement, distill, refine, run_teacher
+from dode_nodes.fit.lora import END, STEP, LoraRecipe, LoraTraining
 from dode_nodes.fit.ranks import (
     failing_together,
     gather,
@@ -25,6 +27,7 @@ from dode_nodes.fit.ranks import (
     signals_wait,
     sum_over_ranks,
 )
+from tests.fit.test_lora import Toy, plain, targets_for
 from tests.oracles import two_peaks
 from tests.toys import Telling, karras, latents
 
@@ -74,6 +77,29 @@ def shares() -> dict[str, list[int]]:
         "one at a time": one_at_a_time.batches(),
     }
     return {name: [batch.numbers.tolist() for batch in batches] for name, batches in shared.items()}
+
+
+def trained() -> dict[str, list[float]]:
+    """θ, its errors and losses. Of five latents four are learned from, three at a time: the last alone, which one rank
+    has nothing of."""
+    found = {}
+    for loss in (END, STEP):
+        toy = Toy()
+        recipe = LoraRecipe(10, batch=3, rate=0.02, loss=loss)
+        training = LoraTraining(targets_for(toy, latents(5, sigma=4.0)), [plain()], toy, recipe)
+        best = training.run()
+        found[loss] = [float(toy.theta), best.strength, *best.errors, *training.losses]
+    return found
+
+
+def trained_until_one_rank_has_no_number() -> list[float]:
+    """The answers of the last rank are NaN in its second batch: after how many batches it ended, and with which θ."""
+    rank, size = rank_and_size()
+    toy = Toy(nan_from=0.01 if rank == size - 1 else math.inf)
+    recipe = LoraRecipe(8, batch=3, rate=0.2)
+    training = LoraTraining(targets_for(toy, latents(4, sigma=4.0)), [plain()], toy, recipe)
+    training.run()
+    return [float(training.stopped_at or 0), float(toy.theta)]
 
 
 def not_a_number_on_the_last_rank() -> None:
@@ -139,6 +165,8 @@ def main(folder: Path) -> None:
             "shares": shares(),
             "rows": [as_json(row) for row in fitted()],
             "told": list(told),
+            "lora": trained(),
+            "lora with nan": trained_until_one_rank_has_no_number(),
             "nan": ending_of(not_a_number_on_the_last_rank),
             "signal": ending_of(lambda: signal_to_the_last_rank(best)),
             "best after that": [as_json(row) for row in best],

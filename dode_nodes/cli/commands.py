@@ -121,10 +121,11 @@ def _parser() -> argparse.ArgumentParser:
 
     lora = commands.add_parser(
         "distill-lora",
-        help="train a LoRA for 1 to 5 steps of a demo model",
+        help="train a LoRA for 1 to 5 steps of a demo model or a checkpoint",
         description="Distils rows for a few steps, unless a table is given, and trains one LoRA that brings the end of "
         "their runs nearer to a many-step teacher. Says what it may cost before it starts. If you interrupt it, it "
-        "saves the best so far as FILE-partial.",
+        "saves the best so far as FILE-partial. For several GPUs or processes: torchrun --nproc-per-node 2 -m dode_nodes "
+        "distill-lora …",
     )
     train_lora.add_options(lora)
 

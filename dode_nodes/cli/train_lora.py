@@ -1,9 +1,12 @@
-"""``python -m dode_nodes distill-lora``: for a demo model or a checkpoint, rows for a few steps and a LoRA for them."""
+"""``python -m dode_nodes distill-lora``: for a demo model or a checkpoint, rows for a few steps and a LoRA for them.
+
+Under ``torchrun``, every rank learns from a share of each batch. The first rank prints and writes.
+"""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +22,7 @@ from ..fit.lora_pipeline import ADVISED, LORA_QUALITIES, LoraPipeline, Outcome, 
 from ..fit.low_rank import LowRank
 from ..fit.pipeline import Pipeline, Recipe
 from ..fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
-from ..fit.ranks import is_one_of_several
+from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
 from ..fit.teacher import Teacher
 from ..tables.fingerprint import same_checkpoint
 from ..tables.lora_file import Factors
@@ -88,27 +91,34 @@ def train(options: argparse.Namespace) -> int:
     """Train, save, show.
 
     Raises:
-        DodeError: something is wrong with the options, the model or its answers.
+        DodeError, RankFailed: something is wrong with the options, the model or its answers.
         KeyboardInterrupt: says where it has left what was found.
     """
-    if is_one_of_several():
-        raise DodeError("start this without torchrun: several processes cannot share this work yet")
-    for path in (options.out, lora_beside(options.out)):
-        check_new(path)
+    with process_group(), signals_wait() as stop_if_asked:
+        work = _worked(options, stop_if_asked)
+        if is_first_rank():
+            saved = save(work, options.out)
+            print(work.report())
+            print("\n".join(["", *map(str, saved)]))
+    return 0
+
+
+def _worked(options: argparse.Namespace, stop_if_asked: Callable[[], None]) -> LoraWork:
+    """All of it. Ended early, what there is is left in files."""
     work: LoraWork | None = None
     try:
-        with Bar() as bar:
+        with failing_together(), Bar(stop_if_asked) as bar:
+            if is_first_rank():
+                for path in (options.out, lora_beside(options.out)):
+                    check_new(path)
             work = _work(options, bar)
             work.run()
+        return work
     except BaseException as error:
         partial = options.out.with_stem(f"{options.out.stem}-partial")
-        if work is None or not (saved := save(work, partial)):
+        if work is None or not is_first_rank() or not (saved := save(work, partial)):
             raise
         raise_with(error, f"what was found so far is saved in {' and '.join(map(str, saved))}")
-    saved = save(work, options.out)
-    print(work.report())
-    print("\n".join(["", *map(str, saved)]))
-    return 0
 
 
 def _work(options: argparse.Namespace, bar: Bar) -> LoraWork:
@@ -158,7 +168,7 @@ class Embedded:
             raise DodeError(
                 f"use --prompt only with --checkpoint or --model {PICTURES}: the other demo models draw digits"
             )
-        device = torch.device("cuda") if torch.cuda.is_available() else torch.device("cpu")
+        device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else "cpu"
         self._model, self._bar = load_model(options.model, device), bar
         steps, count = options.steps, options.latents
         given = None if options.table is None else _rows_of(options.table, self._model, steps)

@@ -12,6 +12,7 @@ from ..demo.experiment import check_settings
 from ..fit.lora_pipeline import Outcome, best_rows
 from ..fit.pipeline import Recipe
 from ..fit.quality import START_SOLVER, quality_of
+from ..fit.ranks import is_first_rank
 from ..hosts.comfy.checkpoint import combinations_of, distillation, lora_training
 from ..hosts.comfy.lora_job import LoraDistillation, LoraRequest
 from ..hosts.comfy.model_facts import check_model, model_facts
@@ -43,7 +44,7 @@ class OfCheckpoint:
         self._combinations = combinations_of(options)
         self._combinations.check(options.latents)
         self._training: LoraDistillation | None = None
-        if table is not None:
+        if table is not None and is_first_rank():
             for line in check_model(table.model, self._combinations.model):
                 print(line)
         self._making = self._of_rows() if table is None else None

@@ -28,7 +28,7 @@ from .lora_rollout import Rollout, shuffled_batches
 from .lora_state import Chosen, State
 from .memory import is_out_of_memory
 from .progress import Progress, Tell
-from .ranks import rank_and_size
+from .ranks import add_up
 from .teacher import Targets
 
 END, STEP = "end", "step"
@@ -101,8 +101,8 @@ class LoraRecipe:
         checks = 1 + min(_CHECKS, self.iterations) + len(STRENGTHS)
         return training + checks * len(latents.held_out) * sum(evaluations)
 
-    def batches(self, latents: Latents) -> Iterator[MicroBatch]:
-        """What is trained on, without an end."""
+    def batches(self, latents: Latents) -> Iterator[MicroBatch | None]:
+        """What is trained on, without an end: this rank's share of each batch, if it has one."""
         return shuffled_batches(latents, self.batch, self.seed, checkpointing=self.checkpointing)
 
     def trial_cost(self, latents: Latents, evaluations: Sequence[int]) -> int:
@@ -143,8 +143,6 @@ class LoraTraining:
         kept: Kept | None = None,
     ) -> None:
         latents = targets.latents
-        if rank_and_size()[1] > 1:
-            raise DodeError("train a LoRA in one process: several cannot share this work yet")
         if not rows:
             raise DodeError("give at least one row to train for")
         if not latents.held_out:
@@ -272,22 +270,37 @@ class LoraTraining:
         self.losses, self.errors_without, self._looked = found.losses, found.errors_without, found.looked
         return True
 
-    def _update(self, trained: Rollout, batch: MicroBatch) -> float:
+    def _update(self, trained: Rollout, batch: MicroBatch | None) -> float:
         """One batch: the loss, and a step of Adam; of SFD's loss one after each of the sampler's steps.
 
         Raises:
             NotFinite: something is not finite; before the step that it would have led to.
         """
+        by_step = self._recipe.loss == STEP
+        steps = trained.row.steps if by_step else 1
+        losses: list[float] = []
+        try:
+            if batch is not None:
+                self._descend_along(trained, batch, losses)
+            while len(losses) < steps:  # none of this batch is this rank's
+                self._optimizer.zero_grad()
+                self._step(0.0, losses)
+        except NotFinite:
+            if all(map(math.isfinite, losses)):  # seen by this rank alone, and the others wait for its part
+                self._step(math.nan, losses)
+            raise
+        return sum(losses)
+
+    def _descend_along(self, trained: Rollout, batch: MicroBatch, losses: list[float]) -> None:
+        """By this rank's share of a batch; the losses are added to those given."""
         by_step, stage = self._recipe.loss == STEP, self._stage()
         network = self._evaluator.on(batch, stage)
         sigmas = trained.sigmas(batch.x)
-        losses = []
 
         def descend(x: Tensor, sigma: float, evaluations: int) -> None:
-            losses.append(self._gradient(x, self._targets.of(batch, sigma)))
+            loss = self._backward(x, self._targets.of(batch, sigma), batch.stand_for)
             self._evaluator.count(batch, stage, x.detach(), self._recipe.backward * evaluations)
-            self._good = self._numbers()
-            self._optimizer.step()
+            self._step(loss, losses)
 
         def sample(extra_args: dict[str, Any]) -> Tensor:
             with torch.inference_mode(False), torch.enable_grad():
@@ -301,22 +314,37 @@ class LoraTraining:
             return x.detach()
 
         batch.run(sample, sigmas)
-        return sum(losses)
 
     def _stage(self) -> str:
         """What it is doing, with the loss of late."""
         late = self.losses[-_LATE:]
         return f"{_STAGE}, loss {sum(late) / len(late):.3g}" if late else _STAGE
 
-    def _gradient(self, x: Tensor, target: Tensor) -> float:
-        """That of the L1 distance of states, ``[m, C, *spatial]``, to the teacher's, summed over a latent."""
-        loss = (x - target.to(x)).abs().flatten(1).sum(1).mean()
+    def _backward(self, x: Tensor, target: Tensor, stand_for: float) -> float:
+        """The L1 distance of states, ``[m, C, *spatial]``, to the teacher's, summed over a latent; its gradient is left
+        at the parameters. Of this rank's part of a batch: over all ranks they add up to the batch's mean."""
+        loss = (x - target.to(x)).abs().flatten(1).sum(1).mean() / stand_for
         self._optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        gradients = [each.grad for each in self._parameters if each.grad is not None]
-        if not all(bool(each.isfinite().all()) for each in (loss, *gradients)):
-            raise NotFinite("the loss or its gradient is NaN or infinite")
         return float(loss.detach())
+
+    def _step(self, loss: float, losses: list[float]) -> None:
+        """One of Adam, by all ranks' gradients; the whole loss is added to those given.
+
+        Raises:
+            NotFinite: it or the gradient is not finite; on all ranks, and no step is taken.
+        """
+        for each in self._parameters:
+            if each.grad is None:
+                each.grad = torch.zeros_like(each)
+        gradients = [each.grad for each in self._parameters if each.grad is not None]
+        whole = gradients[0].new_tensor([loss])
+        add_up([whole, *gradients])
+        losses.append(float(whole))
+        if not all(bool(each.isfinite().all()) for each in (whole, *gradients)):
+            raise NotFinite("the loss or its gradient is NaN or infinite")
+        self._good = self._numbers()
+        self._optimizer.step()
 
     def _consider(self, strength: float) -> None:
         """Look at the numbers as they are, at this strength, and keep the best."""
@@ -365,6 +393,8 @@ def try_batch(
     trained = max((Rollout.of(row, latents) for row in rows), key=lambda each: each.student.evaluations)
     evaluations = trained.student.evaluations
     batch = next(recipe.batches(latents))
+    if batch is None:  # the other ranks try it
+        return
 
     def sample(extra_args: dict[str, Any]) -> Tensor:
         with torch.inference_mode(False), torch.enable_grad():

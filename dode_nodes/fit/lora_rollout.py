@@ -87,8 +87,12 @@ class _Checkpointed(DenoiserProxy):
         return denoised
 
 
-def shuffled_batches(latents: Latents, size: int, seed: int, *, checkpointing: bool) -> Iterator[MicroBatch]:
+def shuffled_batches(
+    latents: Latents, size: int, seed: int, *, checkpointing: bool
+) -> Iterator[MicroBatch | None]:
     """The fitted latents, shuffled again and again; those of a batch share a group.
+
+    Of each batch this rank's share; None where it has none of it.
 
     Args:
         size: latents in each.
@@ -110,4 +114,4 @@ def shuffled_batches(latents: Latents, size: int, seed: int, *, checkpointing: b
             shuffled = random.permutation(numbers).tolist()
             parts += [shuffled[i : i + size] for i in range(0, len(shuffled), size)]
         for i in random.permutation(len(parts)):
-            yield from whole.batches(parts[i])
+            yield next(iter(whole.batches(parts[i])), None)

@@ -99,11 +99,16 @@ class _Layer:
     def __init__(
         self, module: nn.Linear | nn.Conv2d, rank: int, generator: torch.Generator, device: torch.device
     ) -> None:
-        weight = module.weight
-        rank = min(rank, *weight.flatten(1).shape)
-        bound = 1 / math.sqrt(weight.flatten(1).shape[1])  # as torch begins a linear layer
-        first = torch.rand(rank, *weight.shape[1:], generator=generator) * 2 * bound - bound
-        last = torch.zeros(len(weight), rank, *[1] * (weight.ndim - 2))
+        # By what the layer says: a quantised weight may have another shape than the one that it stands for.
+        inputs, outputs, kernel = (
+            (module.in_features, module.out_features, ())
+            if isinstance(module, nn.Linear)
+            else (module.in_channels, module.out_channels, module.kernel_size)
+        )
+        rank = min(rank, inputs * math.prod(kernel), outputs)
+        bound = 1 / math.sqrt(inputs * math.prod(kernel))  # as torch begins a linear layer
+        first = torch.rand(rank, inputs, *kernel, generator=generator) * 2 * bound - bound
+        last = torch.zeros(outputs, rank, *[1] * len(kernel))
         self.module = module
         self.down = nn.Parameter(first.to(device))
         self.up = nn.Parameter(last.to(device))

@@ -159,6 +159,21 @@ def sum_over_ranks(values: np.ndarray) -> np.ndarray:
     return total
 
 
+def add_up(tensors: Sequence[Tensor]) -> None:
+    """Put the sum of all ranks' in the place of each tensor; every rank must call it, with tensors of the same shapes,
+    one dtype and one device.
+
+    Summed in the ranks' order, so that all of them get the same bits.
+    """
+    if rank_and_size()[1] == 1:
+        return
+    first, *others = gather(torch.cat([x.detach().flatten() for x in tensors]))
+    parts = torch.split(sum(others, first), [x.numel() for x in tensors])
+    with torch.no_grad():
+        for x, total in zip(tensors, parts, strict=True):
+            x.copy_(total.reshape(x.shape))
+
+
 def gather(part: Tensor | None) -> list[Tensor]:
     """All ranks' tensors, in their order, on the CPU; every rank must call it.
 

@@ -195,17 +195,3 @@ def test_above_five_steps_it_advises_against(
     with pytest.raises(AttributeError):
         main([*TINY, "--steps", "6", "--out", str(out)])
     assert "hardly pays" in capsys.readouterr().out
-
-
-def test_several_processes_are_refused(
-    out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    for name, value in {
-        "RANK": "0",
-        "WORLD_SIZE": "2",
-        "MASTER_ADDR": "localhost",
-        "MASTER_PORT": "1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    assert main([*TINY, "--out", str(out)]) == 2
-    assert "torchrun" in capsys.readouterr().err

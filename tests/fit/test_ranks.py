@@ -12,10 +12,14 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from dode_nodes import LambdaRow, LambdaTable
 from dode_nodes.cli.commands import main
+from dode_nodes.demo.models import load_demo_model
 from dode_nodes.fit.ranks import is_first_rank, process_group, rank_and_size, share
 from tests import ranks
 from tests.import_comfyui import REPOSITORY
@@ -80,6 +84,17 @@ def test_rows_are_those_of_one_process_and_of_all_ranks_to_the_bit(found):
     for rows, micro_batch in (("rows", None), ("rows after that", 1)):
         assert found[0][rows] == found[1][rows]
         assert_same_rows(found[0][rows], ranks.fitted(micro_batch))
+
+
+def test_a_lora_is_that_of_one_process_and_of_all_ranks_to_the_bit(found):
+    """Where a batch has nothing for a rank, too; with one gradient a batch, and with one after every step."""
+    assert found[0]["lora"] == found[1]["lora"]
+    assert_same(found[0]["lora"], ranks.trained())
+
+
+def test_a_lora_s_numbers_end_on_all_ranks_where_they_end_on_one(found):
+    assert found[0]["lora with nan"] == found[1]["lora with nan"]
+    assert found[0]["lora with nan"][0] == 2
 
 
 def test_every_rank_tells_of_the_progress_of_all(found):
@@ -180,6 +195,29 @@ def test_the_command_finds_what_one_process_finds(tmp_path: Path, capsys: pytest
     assert greedy.weights == pytest.approx(alone_greedy.weights, rel=1e-4)
     assert refined.error_from() == pytest.approx(alone_refined.error_from(), rel=1e-2)
     assert greedy.report["evaluations"] == alone_greedy.report["evaluations"]
+
+
+def test_the_command_trains_the_lora_that_one_process_trains(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sigmas = load_demo_model("eps").make_sigmas("karras", 2, True).double().numpy()
+    rows = LambdaTable([LambdaRow("euler", sigmas, (1, 1), np.zeros(2))], model=load_demo_model("eps").facts)
+    table = str(rows.save(tmp_path / "rows.safetensors"))
+    small = ["distill-lora", "--table", table, "--steps", "2", "--latents", "3", "--iterations", "4"]
+    alone, together = (str(tmp_path / f"{name}.safetensors") for name in ("alone", "together"))
+    process = start("dode_nodes", *small, "--out", together)
+    assert main([*small, "--out", alone]) == 0
+    status, out, err = ended(process)
+    assert status == 0, err
+    printed = capsys.readouterr().out.splitlines()
+    assert len(out.splitlines()) == len(printed)  # once, by one rank
+    (row,), (alone_row,) = (
+        [row for row in LambdaTable.load(path).rows if row.trained_lora] for path in (together, alone)
+    )
+    assert row.trained_lora.error == pytest.approx(alone_row.trained_lora.error, rel=1e-2)
+    one, other = (load_file(path.replace(".", "-lora.")) for path in (together, alone))
+    ups = [name for name in one if "lora_up" in name]
+    assert all(torch.allclose(one[name], other[name], atol=1e-3) for name in ups)
 
 
 def test_interrupted_the_command_saves_once_what_was_found(tmp_path: Path) -> None:

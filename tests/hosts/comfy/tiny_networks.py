@@ -26,16 +26,22 @@ MMDIT = {
 }  # fmt: skip
 
 
-def real(config: type, settings: dict[str, Any], seed: int = 0) -> Any:
-    """A model of one of ComfyUI's families, in a ModelPatcher."""
+def real(config: type, settings: dict[str, Any], seed: int = 0, weights: torch.dtype = torch.float32) -> Any:
+    """A model of one of ComfyUI's families, in a ModelPatcher; it computes in single precision.
+
+    Args:
+        weights: what they are kept in.
+    """
     import comfy.model_patcher
 
     with torch.inference_mode(False):
         made = config(dict(settings))
+        if weights != torch.float32:
+            made.set_inference_dtype(weights, torch.float32)
         model = made.get_model({}, device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
         for weight in [*model.parameters(), *model.diffusion_model.buffers()]:  # they come uninitialised
-            weight.data = torch.randn(weight.shape, generator=generator) * 0.05
+            weight.data = (torch.randn(weight.shape, generator=generator) * 0.05).to(weights)
     return comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
 
 
