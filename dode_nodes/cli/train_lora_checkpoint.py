@@ -75,10 +75,8 @@ class OfCheckpoint:
             recipe=self._recipe,
             rank=options.rank,
         )
-        self._training, fit = lora_training(request, self._bar, redo=options.redo)
+        self._training = lora_training(request, self._bar, redo=options.redo)
         self._training.run()
-        if fit.work is not None:
-            fit.work.clear()
 
     def factors(self) -> dict[str, Factors]:
         """The LoRA by the names of ComfyUI's layers, if it makes a row better; else nothing."""

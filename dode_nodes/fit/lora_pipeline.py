@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..errors import DodeError
@@ -29,6 +30,11 @@ ADVISED = 5
 TEACHER = Teacher("dpmpp_2m", scale=2)
 TEACHER_STEPS = 20
 """Of the schedule that the teacher's grid is made of: its end alone is followed, on many noises."""
+
+
+DONE_BEFORE = "this LoRA was trained before, and is taken as it was. To train it anew, set redo"
+_TEACHER, _LORA, _DONE = "teacher", "lora", "done"
+"""Parts of what is kept."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +135,8 @@ class LoraPipeline:
         recipe: how.
         make_sigmas: the host's schedules.
         flow: whether the model is a rectified flow.
-        kept: where the work is kept, for a run that is ended to go on from; None for nowhere.
+        kept: where the work is kept, for a run that is ended to go on from, and in the end what it came to, for none to
+            do it again; None for nowhere.
 
     Raises:
         IneligibleSampler, DodeError: something cannot serve; before any evaluation.
@@ -169,7 +176,7 @@ class LoraPipeline:
                     f"choose a row that begins at σ = {float(schedule[0]):.6g}, as this model's teacher does: "
                     f"{row.label} begins at {row.sigmas[0]:.6g}"
                 )
-        taught = None if kept is None else kept.part("teacher")
+        taught = None if kept is None else kept.part(_TEACHER)
         self._teacher = replace(plan_teacher(latents, schedule, replace(TEACHER, flow=flow)), kept=taught)
         self.cost = LoraCost(
             rows=0 if self._distillation is None else self._distillation.cost.total,
@@ -179,7 +186,9 @@ class LoraPipeline:
             comparing=sum(self._steps) * len(latents.held_out),
         )
         self.remarks = [] if self._distillation is None else list(self._distillation.remarks)
-        if taught is not None and taught.exists():
+        if kept is not None and kept.part(_DONE).exists():
+            self.remarks.append(DONE_BEFORE)
+        elif taught is not None and taught.exists():
             self.remarks.append(GOES_ON)
         if max(self._steps) > ADVISED:
             self.remarks.append(
@@ -202,6 +211,8 @@ class LoraPipeline:
             fitting, trying, teaching, training, comparing = work.split(
                 cost.rows, cost.trial, cost.teacher, cost.training, cost.comparing
             )
+            if self._take_over():
+                return self.outcomes
             self._adapters.strength = 0.0
             if self._distillation is not None:
                 with fitting:
@@ -210,7 +221,7 @@ class LoraPipeline:
             try_batch(self._latents, self.rows, self._adapters, self._recipe, trying)
             tried(trying, cost.teacher + cost.training + cost.comparing)
             targets = self._teacher(teaching)
-            kept = None if self._kept is None else self._kept.part("lora")
+            kept = None if self._kept is None else self._kept.part(_LORA)
             lora = LoraTraining(targets, self.rows, self._adapters, self._recipe, kept)
             try:
                 lora.run(training)
@@ -226,7 +237,36 @@ class LoraPipeline:
                 self._adapters.strength = strength
             pairs = zip(self.outcomes, errors, strict=True)
             self.outcomes = [replace(each, stock=error) for each, error in pairs]
+        self._finish()
         return self.outcomes
+
+    def _finish(self) -> None:
+        """Keep what it came to in place of the work."""
+        if self._kept is None:
+            return
+        numbers = {str(i): x.detach().clone() for i, x in enumerate(self._adapters.parameters())}
+        told = [[each.error_without, each.error, each.stock, each.latents] for each in self.outcomes]
+        facts = {"outcomes": told, "losses": self.losses, "stopped_at": self.stopped_at}
+        self._kept.part(_DONE).save(numbers, facts | {"strength": self._adapters.strength})
+        for part in (_TEACHER, _LORA):
+            self._kept.part(part).remove()
+
+    def _take_over(self) -> bool:
+        """What the same work came to before; whether that is known."""
+        found = None if self._kept is None else self._kept.part(_DONE).load()
+        if found is None:
+            return False
+        numbers, facts = found
+        with torch.no_grad():
+            for i, parameter in enumerate(self._adapters.parameters()):
+                parameter.copy_(numbers[str(i)])
+        strength = self._adapters.strength = facts["strength"]
+        self.outcomes = [
+            Outcome(row, alone, error, stock, latents, strength)
+            for row, (alone, error, stock, latents) in zip(self.rows, facts["outcomes"], strict=True)
+        ]
+        self.losses, self.stopped_at = facts["losses"], facts["stopped_at"]
+        return True
 
     @property
     def errors(self) -> list[tuple[int, float | None, float, float | None]]:

@@ -91,6 +91,11 @@ class Kept:
             return
         self.notes.add(fit=self.fit, part=self.name, sha256=hashlib.sha256(content).hexdigest())
 
+    def remove(self) -> None:
+        """Remove this part's file, if there is one."""
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
+
     def clear(self) -> None:
         """Remove all files of the fit: it is done, or is to be done anew."""
         with suppress(OSError):

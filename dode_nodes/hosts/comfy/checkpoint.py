@@ -74,16 +74,16 @@ def distillation(
     return Distillation(request, reporter, fit.work), fit
 
 
-def lora_training(
-    request: LoraRequest, reporter: Reporter, *, redo: bool
-) -> tuple[LoraDistillation, KnownFit]:
-    """The training of a LoRA, and what is known of it.
+def lora_training(request: LoraRequest, reporter: Reporter, *, redo: bool) -> LoraDistillation:
+    """The training of a LoRA.
+
+    Args:
+        redo: what is known of it is forgotten.
 
     Raises:
         DodeError: it cannot be trained.
     """
-    fit = KnownFit.by(lambda: key_of_training(request), redo=redo)
-    return LoraDistillation(request, reporter, fit.work), fit
+    return LoraDistillation(request, reporter, KnownFit.by(lambda: key_of_training(request), redo=redo).work)
 
 
 def _empty_latent(width: int, height: int) -> torch.Tensor:

@@ -208,8 +208,6 @@ def _train(
         except BaseException:
             _save_what_there_is(distillation, table, save_name, node_id)
             raise
-    if kept is not None:
-        kept.clear()
     return distillation.pipeline, distillation.factors()
 
 

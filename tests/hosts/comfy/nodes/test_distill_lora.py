@@ -23,6 +23,12 @@ from tests.toys import Interrupted
 
 pytestmark = pytest.mark.comfyui
 
+SMALL = UNET | {
+    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 0],
+}  # fmt: skip
+"""One resolution: a training run evaluates it hundreds of times."""
+SIDE = 4
+
 
 def prompt(seed: int) -> list[list[Any]]:
     return [[torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(seed)), {}]]
@@ -33,7 +39,7 @@ def model(pack: SimpleNamespace) -> Any:
     """A small U-Net of SD 1.5's, as a loader node leaves it: in inference mode, and ready to learn."""
     import comfy.supported_models
 
-    patcher = real(comfy.supported_models.SD15, UNET)
+    patcher = real(comfy.supported_models.SD15, SMALL)
     for module in patcher.model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(weight.detach().clone()))
@@ -62,7 +68,7 @@ def train(pack: SimpleNamespace, run_node: Any, lambdas_folder: Path, monkeypatc
     monkeypatch.setitem(LORA_QUALITIES, "quick", LoraQuality(4, 6))
     monkeypatch.setattr("dode_nodes.hosts.comfy.pictures._rendered", lambda figure: torch.zeros(1, 8, 8, 3))
     asked = {
-        "positive": prompt(1), "negative": prompt(2), "cfg": 2.0, "latent": {"samples": torch.zeros(1, 4, 8, 8)},
+        "positive": prompt(1), "negative": prompt(2), "cfg": 2.0, "latent": {"samples": torch.zeros(1, 4, SIDE, SIDE)},
         "steps": "2", "quality": "quick", "rank": 2, "learning_rate": 3e-3, "batch_size": 2, "seed": 3,
         "save_name": "mine",
     }  # fmt: skip
@@ -74,7 +80,7 @@ def sampled(model: Any, row: LambdaRow, cfg: float = 2.0, positive: Any = None) 
 
     from dode_nodes.hosts.comfy.run_row import row_sampler
 
-    latent = torch.zeros(4, 4, 8, 8)
+    latent = torch.zeros(4, 4, SIDE, SIDE)
     return comfy.sample.sample_custom(
         model, comfy.sample.prepare_noise(latent, 77), cfg, row_sampler(lambda _: row),
         torch.tensor(row.sigmas, dtype=torch.float32), positive or prompt(1), prompt(2), latent, disable_pbar=True,
@@ -87,7 +93,7 @@ def by_the_teacher(model: Any, cfg: float = 2.0, positive: Any = None) -> torch.
 
     from dode_nodes.hosts.comfy.job import schedules_of
 
-    latent = torch.zeros(4, 4, 8, 8)
+    latent = torch.zeros(4, 4, SIDE, SIDE)
     return comfy.sample.sample_custom(
         model, comfy.sample.prepare_noise(latent, 77), cfg, comfy.samplers.sampler_object("dpmpp_2m"),
         schedules_of(model)("karras", 12, False), positive or prompt(1), prompt(2), latent, disable_pbar=True,
@@ -185,7 +191,7 @@ def test_what_cannot_be_is_said_before_anything_is_evaluated(
     for changes, words in (
         ({"steps": "3"}, "no row of 3 evaluations"),
         ({"steps": "two"}, "steps must be numbers"),
-        ({"latent": {"samples": torch.ones(1, 4, 8, 8)}}, "Empty Latent"),
+        ({"latent": {"samples": torch.ones(1, 4, SIDE, SIDE)}}, "Empty Latent"),
         ({"table": replace(table, model={"family": "sdxl"})}, "another kind of model"),
         ({"table": lower}, "begins at σ"),
     ):
@@ -220,7 +226,7 @@ def test_without_a_table_one_is_made_first_and_found_again(
         dode.pack.DistillOptions, **dode.inputs.options | {"latents": 4, "refine_budget": 8.0}
     )[0]
     lora, *_, named, _, _ = train(model=model, table=None, steps="2", options=options)
-    asked = {"positive": prompt(1), "negative": prompt(2), "latent": {"samples": torch.zeros(1, 4, 8, 8)},
+    asked = {"positive": prompt(1), "negative": prompt(2), "latent": {"samples": torch.zeros(1, 4, SIDE, SIDE)},
              "cfg": 2.0, "seed": 3, "steps": "2", "quality": "good", "save_name": "mine"}  # fmt: skip
     found, *_, summary = dode.run(dode.pack.DistillLambdas, model=model, **asked, options=options)
     assert summary.startswith("Saved before as")
@@ -251,7 +257,7 @@ def test_several_prompts_cfgs_and_a_teacher_of_its_own(
 
 
 @pytest.mark.slow_host
-def test_stopped_it_goes_on_where_it_was(
+def test_stopped_it_goes_on_where_it_was_and_done_it_is_not_done_again(
     model: Any, table: LambdaTable, train: Any, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: Any,
     lambdas_folder: Path, on_the_node: list[str],
 ) -> None:  # fmt: skip
@@ -263,6 +269,8 @@ def test_stopped_it_goes_on_where_it_was(
     loras = tmp_path_factory.mktemp("loras")
     monkeypatch.setattr(folder_paths, "get_folder_paths", lambda name: [str(loras)])
     whole, *_ = train(model=model, table=table)
+    (done,) = lambdas_folder.glob("*.dode-work")
+    done.unlink()
     tell, stages = ProgressReporter.__call__, list[str]()
 
     def ending(self: ProgressReporter, progress: Progress) -> None:
@@ -290,7 +298,15 @@ def test_stopped_it_goes_on_where_it_was(
     assert any(stage.startswith("training") for stage in stages)
     assert list(again) == list(whole)
     assert all(torch.equal(again[name], whole[name]) for name in whole)
-    assert not list(lambdas_folder.glob("*.dode-work"))
+
+    stages.clear()
+    known, loss, _, named, summary, _ = train(model=model, table=table)
+    assert not any(stages)
+    assert any("this LoRA was trained before" in line for line in on_the_node)
+    assert all(torch.equal(known[name], whole[name]) for name in whole)
+    assert len(loss["loss"]) == 6
+    assert f"{named.rows[1].trained_lora.error:#.3g}" in summary
+    assert len(list(lambdas_folder.glob("*.dode-work"))) == 1
 
 
 @pytest.mark.slow_host
