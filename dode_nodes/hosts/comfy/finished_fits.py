@@ -43,8 +43,7 @@ class Fit:
     def of(cls, request: Request, *, redo: bool = False) -> Fit:
         """``redo``: what was kept of a fit that was ended is not gone on with."""
         fit = cls(request, Identity.of(lambda: key_of_request(request)))
-        if redo and fit.work is not None:
-            fit.work.clear()
+        work_of(fit.identity, redo=redo)
         return fit
 
     @property
@@ -98,9 +97,18 @@ class Fit:
         self._latents().save(latents, {"opponent": distilled.opponent})
 
 
-def work_of(identity: Identity) -> Kept | None:
-    """Where what is known by this keeps its work until it is done: where tables are; None where it has no key."""
-    return Kept(table_files.save_folder(), identity.key, _notes()) if identity.key else None
+def work_of(identity: Identity, *, redo: bool = False) -> Kept | None:
+    """Where what is known by this keeps its work: where tables are; None where it has no key.
+
+    Args:
+        redo: what is kept there is forgotten.
+    """
+    if not identity.key:
+        return None
+    kept = Kept(table_files.save_folder(), identity.key, _notes())
+    if redo:
+        kept.clear()
+    return kept
 
 
 def _folder() -> Path:

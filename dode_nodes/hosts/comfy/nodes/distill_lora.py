@@ -198,11 +198,8 @@ def _train(
     identity = Identity.of(lambda: key_of_training(request))
     for line in identity.remarks:
         logging.info("D-ODE: %s", line)
-    kept = work_of(identity)
-    if redo and kept is not None:
-        kept.clear()
     with ProgressReporter(request.model, request.latent, node_id) as reporter:
-        distillation = LoraDistillation(request, reporter, kept)
+        distillation = LoraDistillation(request, reporter, work_of(identity, redo=redo))
         try:
             distillation.run()
         except BaseException:
