@@ -178,7 +178,7 @@ For your own model, replace the demo model with its loader and choose its table 
     sigmas: { type: "DODE_Sigmas", at: [750, 140], widgets: { steps: 6 } },
     noise: { type: "RandomNoise", at: [750, 330], widgets: { noise_seed: 7, control_after_generate: "fixed" } },
     guider: { type: "CFGGuider", at: [750, 500], widgets: { cfg: 2 } },
-    custom: { type: "SamplerCustomAdvanced", at: [750, 690], size: [270, 122] },
+    custom: { type: "SamplerCustomAdvanced", at: [750, 690], size: [270, 330] },
 
     two: { type: "LatentBatch", at: [1110, 0], size: [220, 46] },
     three: { type: "LatentBatch", at: [1370, 0], size: [220, 46] },
