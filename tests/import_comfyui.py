@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import warnings
@@ -33,6 +34,8 @@ def import_comfyui(checkout: Path, base_directory: Path) -> ModuleType:
         "samplers",
     ):
         importlib.import_module(f"comfy.{name}")
+    gc.collect()
+    gc.freeze()  # it collects garbage before many runs: that need not look at its million objects of code each time
     return sys.modules["comfy"]
 
 

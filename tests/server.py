@@ -93,7 +93,11 @@ class ComfyServer(ServerProcess):
         super().__init__(command, without_installed_copy(base / "site"), base, base / "server.log")
 
     def __enter__(self) -> ComfyServer:
-        self.wait(self._is_up, START_SECONDS)
+        try:
+            self.wait(self._is_up, START_SECONDS)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     @property

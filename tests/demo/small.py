@@ -1,4 +1,4 @@
-"""A demo that takes seconds: few stock samplers, a short reference, and as many fresh latents as digits."""
+"""A demo that takes seconds: few stock samplers, a short teacher and reference, and as many fresh latents as digits."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import functools
 
 import pytest
 
+from dode_nodes import Teacher
 from dode_nodes.demo import experiment
+from dode_nodes.fit import race
+from tests.hosts.conftest import shorten_race
 
 FRESH = 10
 
@@ -15,6 +18,8 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     """Let ``experiment.run_demo`` do less."""
     patch.setattr(experiment, "STOCK_SOLVERS", experiment.STUDENTS)
     patch.setattr(experiment, "STOCK_SCHEDULES", {"eps": ("karras",), "flow": ("simple",)})
+    shorten_race(race, patch)
+    patch.setattr(experiment, "TEACHER", Teacher("dpmpp_2m", scale=5))
     patch.setattr(experiment, "REFERENCE_STEPS", 12)
     patch.setattr(experiment, "REFERENCE_SCALE", 1)
     patch.setattr(

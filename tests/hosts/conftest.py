@@ -20,15 +20,24 @@ HIDDEN = {"UNIQUE_ID": "7", "hidden_inputs": {"UNIQUE_ID": "7"}}
 """What ComfyUI prepares a node's class with: 0.3.64 the first, newer ones the second."""
 
 
-def mixture_denoised(x: Tensor, sigma: Tensor, offset: float, flow: bool) -> Tensor:
-    """E[x0 | x] where every element of x0 is drawn from three Gaussians: a nonlinear, exact denoiser."""
+def mixture_denoised(x: Tensor, sigma: Tensor, offset: float | Tensor, flow: bool) -> Tensor:
+    """E[x0 | x] where every element of x0 is drawn from three Gaussians: a nonlinear, exact denoiser.
+
+    Args:
+        offset: where they lie; one, or of each row or element what broadcasts to x.
+    """
     s = sigma.reshape(-1, *[1] * x.ndim).to(x)
     a = 1 - s if flow else torch.ones_like(s)
-    means = COMPONENTS.to(x) + offset
+    means = COMPONENTS.to(x) + torch.as_tensor(offset).to(x).unsqueeze(-1)
     variance = VARIANCE * a**2 + s**2
     x = x.unsqueeze(-1)
     weights = torch.softmax(-((x - a * means) ** 2) / (2 * variance), -1)
     return (weights * (means * s**2 + a * x * VARIANCE) / variance).sum(-1)
+
+
+def offsets_of(context: Tensor, x: Tensor) -> Tensor:
+    """What ``conditioning`` says of each row."""
+    return context[:, 0, 0].reshape(-1, *[1] * (x.ndim - 1))
 
 
 @pytest.fixture(scope="session")
@@ -105,11 +114,7 @@ def make_model(pack: SimpleNamespace) -> Callable[..., Any]:
             if self.on_call is not None:
                 self.on_call(self.evaluated)
             flow = self.model_type == comfy.model_base.ModelType.FLOW
-            rows = [
-                mixture_denoised(x[i : i + 1], t[i : i + 1], float(c_crossattn[i, 0, 0]), flow)
-                for i in range(len(x))
-            ]
-            return torch.cat(rows)
+            return mixture_denoised(x, t, offsets_of(c_crossattn, x), flow)
 
     numbers = itertools.count(1000)
 

@@ -114,6 +114,7 @@ def test_a_table_made_with_the_lora_that_is_on_goes_before_one_made_with_another
     assert chosen(with_lora(with_lora(model, 8), 7)) == "c"  # in whichever order
 
 
+@pytest.mark.slow_host
 def test_a_match_of_the_family_is_said_and_can_be_switched_off(make_model, dode, tables, on_the_node):
     put(tables, "other", dode.table(of_seed(1, make_model)))
     sample(dode, of_seed(2, make_model))
@@ -132,6 +133,7 @@ def test_no_table_says_what_to_do_before_the_network_is_asked(make_model, dode, 
     assert model.model.evaluated == 0
 
 
+@pytest.mark.slow_host
 def test_a_strangers_table_is_taken_after_it_was_loaded_by_name(make_model, dode, tables):
     model = make_model()
     put(tables, "stranger", zero_table(model, "euler"), own=False)

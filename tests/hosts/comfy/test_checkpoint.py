@@ -126,6 +126,7 @@ def test_files_that_will_not_do(
         assert f"error: {file}: {why}" in capsys.readouterr().err
 
 
+@pytest.mark.slow_host
 def test_interrupted_it_saves_what_was_found(
     checkpoint: Path,
     out: Path,

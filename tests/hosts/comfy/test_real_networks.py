@@ -29,8 +29,8 @@ WAN = {
     "num_heads": 1, "num_layers": 1, "text_len": 5, "in_dim": 16, "out_dim": 16, "dtype": torch.float32,
 }  # fmt: skip
 AUDIO = {
-    "audio_model": "dit1.0", "io_channels": 64, "embed_dim": 768, "cond_token_dim": 768,
-    "global_cond_dim": 1536, "depth": 1, "num_heads": 12, "dtype": torch.float32,
+    "audio_model": "dit1.0", "io_channels": 64, "embed_dim": 64, "cond_token_dim": 768,
+    "global_cond_dim": 1536, "depth": 1, "num_heads": 1, "project_cond_tokens": True, "dtype": torch.float32,
 }  # fmt: skip
 
 
@@ -127,7 +127,7 @@ def test_distil_sample_and_apply(make, run_node, pack, dode):
     assert sampled["samples"].isfinite().all()
 
 
-@pytest.mark.parametrize("kind", ["eps", "flow"])
+@pytest.mark.parametrize("kind", ["eps", pytest.param("flow", marks=pytest.mark.slow_host)])
 def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, dode):
     model, positive, negative, _ = run_node(pack.DemoModel, kind=kind, digit=3)
     latent = {"samples": torch.zeros(1, 4, 8, 8)}
@@ -136,7 +136,7 @@ def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, dode):
         "positive": positive,
         "negative": negative,
         "latent": latent,
-        "steps": "8",
+        "steps": "6",
         "scheduler": scheduler,
     }
     table = dode.table(model, **changes)
@@ -146,7 +146,7 @@ def test_the_trained_models_gain_on_fresh_noise(kind, run_node, pack, dode):
     table = replace(table, rows=rows)
     _, _, stock, dode, teacher = run_node(
         pack.CompareSamplers, model=model, positive=positive, negative=negative, cfg=2.0, latent=latent,
-        table=table, steps=8, solver="any", pictures=6, seed=99, scale=10,
+        table=table, steps=6, solver="any", pictures=4, seed=99, scale=6,
     )  # fmt: skip
     errors = [root_mean_square(result["samples"] - teacher["samples"]) for result in (dode, stock)]
     assert errors[0] < 0.8 * errors[1]

@@ -13,6 +13,10 @@ UNET = {
     "transformer_depth_middle": 1, "context_dim": 24, "num_heads": 2, "use_spatial_transformer": True,
     "use_linear_in_transformer": False, "legacy": False, "dtype": torch.float32,
 }  # fmt: skip
+SMALL_UNET = UNET | {
+    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 0],
+}  # fmt: skip
+"""One resolution, for what evaluates it hundreds of times."""
 FLUX = {
     "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 24, "context_in_dim": 32,
     "hidden_size": 64, "mlp_ratio": 4.0, "num_heads": 4, "depth": 2, "depth_single_blocks": 3, "axes_dim": [4, 6, 6],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.checkpoints import write_sd15
-from tests.hosts.conftest import conditioning, mixture_denoised
+from tests.hosts.conftest import conditioning, mixture_denoised, offsets_of
 
 Conditioning = list[list[Any]]
 Latent = dict[str, Any]
@@ -70,9 +70,7 @@ def mixture(kind: str, channels: int, shape: tuple[int, ...], **format_attribute
             self, x: Tensor, t: Tensor, c_concat: None, c_crossattn: Tensor, *args: Any, **kwargs: Any
         ) -> Tensor:
             flow = self.model_type == comfy.model_base.ModelType.FLOW
-            offsets = c_crossattn[:, 0, 0].tolist()
-            rows = [mixture_denoised(x[i : i + 1], t[i : i + 1], offsets[i], flow) for i in range(len(x))]
-            return torch.cat(rows)
+            return mixture_denoised(x, t, offsets_of(c_crossattn, x), flow)
 
     network = Mixture(Config(), getattr(comfy.model_base.ModelType, kind))
     network.diffusion_model = nn.Linear(16, 16)
@@ -81,6 +79,55 @@ def mixture(kind: str, channels: int, shape: tuple[int, ...], **format_attribute
     scheduler = "simple" if kind == "FLOW" else "karras"
     latent = {"samples": torch.zeros(shape)}
     return Subject(model, conditioning(0.2), conditioning(-0.1), latent, scheduler, watch(model))
+
+
+class _Small(nn.Module):
+    """What a network answers, where each number's three Gaussians lie as the prompt and what is around it say.
+
+    Args:
+        sigma: of a timestep.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, flow: bool, sigma: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self._flow, self._sigma = flow, sigma
+        self.around = nn.Conv2d(4, 4, 3, padding=1)
+        self.prompt = nn.Sequential(nn.Linear(1, 8), nn.SiLU(), nn.Linear(8, 4))
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **kwargs: Any) -> Tensor:
+        sigma = self._sigma(timesteps)
+        per_row = sigma.reshape(-1, 1, 1, 1)
+        prompt = self.prompt(context[:, 0] / 10)[..., None, None]
+        offset = 4 * prompt + 0.3 * torch.tanh(self.around(x))
+        noisy = x if self._flow else x * (per_row**2 + 1).sqrt()
+        return (noisy - mixture_denoised(noisy, sigma, offset, self._flow)) / per_row
+
+
+def small(kind: str = "eps", side: int = 4) -> Subject:
+    """A network in the embedded "eps" or "flow" model's place that costs next to nothing: it has weights, positions see
+    one another, and a prompt is a number from 0 to 10."""
+    import comfy.latent_formats
+    import comfy.model_base
+    import comfy.model_sampling
+    import comfy.supported_models_base
+
+    class Config(comfy.supported_models_base.BASE):
+        unet_config = {"disable_unet_model_creation": True, "in_channels": 4}  # noqa: RUF012
+        sampling_settings = {"shift": 1.0}  # noqa: RUF012
+        memory_usage_factor = 0.01
+        latent_format = comfy.latent_formats.LatentFormat
+
+    flow = kind == "flow"
+    model_type = comfy.model_base.ModelType.FLOW if flow else comfy.model_base.ModelType.EPS
+    network = comfy.model_base.BaseModel(Config(Config.unet_config), model_type)
+    sigma_of = comfy.model_sampling.ModelSamplingDiscrete().sigma
+    network.diffusion_model = _Small(flow, (lambda timesteps: timesteps / 1000) if flow else sigma_of)
+    _fill(network.diffusion_model, 0)
+    model = _patcher(network)
+    scheduler = "simple" if flow else "karras"
+    return Subject(model, conditioning(3.0), conditioning(10.0), empty(side), scheduler, watch(model))
 
 
 def sd15(checkpoint: Path) -> Subject:
@@ -95,23 +142,36 @@ def sd15(checkpoint: Path) -> Subject:
 
 
 UNET = {
-    "image_size": 32, "in_channels": 4, "model_channels": 32, "num_res_blocks": [1, 1], "channel_mult": [1, 2],
-    "transformer_depth": [1, 0], "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 16,
+    "image_size": 32, "in_channels": 4, "model_channels": 32, "num_res_blocks": [1], "channel_mult": [1],
+    "transformer_depth": [1], "transformer_depth_middle": 1, "use_spatial_transformer": True, "context_dim": 16,
     "num_heads": 4, "legacy": False, "dtype": torch.float32,
 }  # fmt: skip
 
 
-def unet(seed: int = 0, in_channels: int = 4, weights: torch.dtype = torch.float32) -> Subject:
+TWO_LEVELS = {
+    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 0],
+    "transformer_depth_output": [1, 0, 0, 0],
+}  # fmt: skip
+"""Of a U-Net that patches have more than one resolution to act on."""
+
+
+def unet(
+    seed: int = 0,
+    in_channels: int = 4,
+    weights: torch.dtype = torch.float32,
+    levels: Mapping[str, Sequence[int]] | None = None,
+) -> Subject:
     """A tiny U-Net with attention and random weights. With nine channels, one for inpainting.
 
     Args:
         weights: what they are kept in; the network computes in single precision.
+        levels: its resolutions; None for one.
     """
     import comfy.model_base
     import comfy.supported_models
 
-    settings = {"out_channels": 4, "transformer_depth_output": [1, 0, 0, 0]}
-    config = comfy.supported_models.SD15(UNET | settings | {"in_channels": in_channels})
+    settings = {"out_channels": 4, "transformer_depth_output": [1, 0], "in_channels": in_channels}
+    config = comfy.supported_models.SD15(UNET | settings | dict(levels or {}))
     if weights != torch.float32:
         config.set_inference_dtype(weights, torch.float32)
     network = comfy.model_base.BaseModel(config, device=torch.device("cpu"))
@@ -124,15 +184,15 @@ def unet(seed: int = 0, in_channels: int = 4, weights: torch.dtype = torch.float
 
 
 def controlnet(seed: int = 3) -> Any:
-    """A ControlNet for ``unet``."""
+    """A ControlNet for ``unet``. One convolution looks at its picture, for all latents of a batch each time."""
     import comfy.cldm.cldm
     import comfy.controlnet
     import comfy.ops
+    from comfy.ldm.modules.diffusionmodules.openaimodel import TimestepEmbedSequential
 
-    cpu = torch.device("cpu")
-    network = comfy.cldm.cldm.ControlNet(
-        **UNET, hint_channels=3, device=cpu, operations=comfy.ops.disable_weight_init
-    )
+    cpu, operations = torch.device("cpu"), comfy.ops.disable_weight_init
+    network = comfy.cldm.cldm.ControlNet(**UNET, hint_channels=3, device=cpu, operations=operations)
+    network.input_hint_block = TimestepEmbedSequential(operations.Conv2d(3, UNET["model_channels"], 8, 8))
     _fill(network, seed)
     return comfy.controlnet.ControlNet(network, load_device=cpu)
 

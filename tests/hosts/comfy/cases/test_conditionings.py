@@ -13,7 +13,15 @@ from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.fidelity import SIDE, assert_faithful
 from tests.hosts.comfy.cases.hooks import hook
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Conditioning, Subject, flux_prompt, stock_nodes, unet_prompt
+from tests.hosts.comfy.cases.subjects import (
+    Conditioning,
+    Subject,
+    flux_prompt,
+    small,
+    stock_nodes,
+    unet_prompt,
+)
+from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
@@ -35,10 +43,10 @@ def _with(positive: Conditioning, **settings: Any) -> Conditioning:
     ],
 )
 def test_conditionings_that_act_in_part(settings, dode):
-    subject = dode.demo(side=SIDE)
-    ((context, options),) = dode.prompt(5)
+    subject = small()
+    ((context, options),) = conditioning(5.0)
     both = [[context, options | settings], *subject.positive]
-    assert_faithful(dode, subject, both, dode.prompt(7), scale=2)
+    assert_faithful(dode, subject, both, conditioning(7.0), scale=2)
 
 
 def _controlled(subject: Subject, positive: Conditioning, pictures: Tensor) -> Subject:
@@ -104,6 +112,6 @@ def test_pictures_to_refer_to_and_guidance_that_is_told(dode):
 
 def test_a_mask_without_a_batch_is_one_mask(dode: Pack):
     """As many rows of numbers as it has are no rows of prompts."""
-    subject = dode.demo(side=SIDE)
-    both = [*_with(dode.prompt(5), mask=MASKS[0]), *subject.positive]
+    subject = small()
+    both = [*_with(conditioning(5.0), mask=MASKS[0]), *subject.positive]
     assert_faithful(dode, subject, both, scale=2)

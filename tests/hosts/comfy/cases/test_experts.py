@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Latent, Subject, rms, stock_node
+from tests.hosts.comfy.cases.subjects import Latent, Subject, rms, small, stock_node
 
 pytestmark = pytest.mark.comfyui
 
@@ -27,8 +27,8 @@ def sigmas_of(subject: Subject, steps: int) -> Tensor:
 
 
 def expert(dode: Pack, *, high: bool) -> Subject:
-    """The embedded flow model, which is wrong on the other side of the σ where the experts change."""
-    subject = dode.demo("flow", 8)
+    """A flow model, which is wrong on the other side of the σ where the experts change."""
+    subject = small("flow", 8)
     change = float(sigmas_of(subject, STEPS)[FIRST]) * 1.001
     network = subject.model.model
     evaluate = network._apply_model
@@ -90,7 +90,7 @@ def test_a_table_for_each_expert_over_all_steps(dode, said):
     assert not said()
     assert rms(by_model, by_custom_samplers(dode, list(zip((high, low), tables, strict=True)))) < 1e-4
 
-    whole = dode.demo("flow", 8)
+    whole = small("flow", 8)
     converged = stock_node(
         "nodes_custom_sampler", "SamplerCustom", model=whole.model, add_noise=True, noise_seed=SEED, cfg=CFG,
         positive=whole.positive, negative=whole.negative, latent_image={"samples": torch.zeros(4, 4, 8, 8)},

@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 
-from tests.hosts.comfy.cases.fidelity import SIDE, assert_faithful
+from tests.hosts.comfy.cases.fidelity import assert_faithful
 from tests.hosts.comfy.cases.hooks import random_lora
+from tests.hosts.comfy.cases.subjects import small
+from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
@@ -27,13 +29,13 @@ pytestmark = pytest.mark.comfyui
     ids=str,
 )
 def test_one_prompt(kind, changes, dode):
-    subject = dode.demo(kind, SIDE)
+    subject = small(kind)
     assert_faithful(dode, subject, subject.positive, **changes)
 
 
 def test_two_prompts(dode):
-    subject = dode.demo(side=SIDE)
-    assert_faithful(dode, subject, subject.positive, dode.prompt(5))
+    subject = small()
+    assert_faithful(dode, subject, subject.positive, conditioning(5.0))
 
 
 def test_weights_move_once(dode, monkeypatch):
@@ -53,11 +55,11 @@ def test_weights_move_once(dode, monkeypatch):
 
     for name in ("load", "patch_weight_to_device", "partially_load"):
         count(name)
-    subject = dode.demo(side=SIDE)
+    subject = small()
     patches, patched = random_lora(subject.model, "add_patches"), subject.model.clone()
     patched.add_patches(patches, 0.7)
     changed = replace(subject, model=patched)
-    dode.distil(changed, positive_2=dode.prompt(5), steps="3", micro_batch=2)
+    dode.distil(changed, positive_2=conditioning(5.0), steps="3", micro_batch=2)
     assert done["partially_load"] > 20  # of the runs
     assert done["load"] == 1
     assert done["patch_weight_to_device"] <= len(patched.model_state_dict())

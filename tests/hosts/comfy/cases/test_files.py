@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from dode_nodes.hosts.comfy.launch import find_comfyui
-from tests.hosts.comfy.cases.subjects import Subject
+from tests.hosts.comfy.cases.subjects import Subject, small
 from tests.hosts.comfy.node_calls import names_in
 from tests.server import install_pack
 
@@ -56,8 +56,9 @@ HOST = Path(__file__).parents[1] / "host_process.py"
         "sdxl /x",
     ],
 )
+@pytest.mark.slow_host
 def test_a_name_is_refused_first_or_made_safe_for_both_systems(name, dode, tables):
-    subject = dode.demo(side=4)
+    subject = small()
     before = _files(tables.parent)
     try:
         dode.distil(subject, steps="2", scale=2, latents=2, save_name=name)
@@ -93,7 +94,7 @@ def _becomes_a_file(folder: Path) -> None:
 def test_rows_outlive_a_save_that_fails_at_the_end(happens, dode, tables):
     """They are given out, or lie in some other file beneath ComfyUI's folder."""
     base = tables.parents[1]
-    subject = dode.demo(side=4)
+    subject = small()
     before = _files(base)
     at(subject, 10, lambda: happens(tables / "sub"))
     try:
@@ -122,7 +123,7 @@ def at(subject: Subject, evaluation: int, do: Callable[[], object]) -> None:
 
 def test_what_was_distilled_is_found_again(dode, tables):
     """After a restart, or another workflow: the model is loaded anew, the inputs are the same."""
-    first, again = dode.demo(side=4), dode.demo(side=4)
+    first, again = small(), small()
     made = dode.distil(first)
     found = dode.distil(again)
     assert found["table"] == made["table"]
@@ -132,10 +133,10 @@ def test_what_was_distilled_is_found_again(dode, tables):
 
 @pytest.mark.slow_host
 def test_another_request_is_distilled(dode, tables):
-    small = {"steps": "3", "scale": 2, "latents": 2}
+    little = {"steps": "3", "scale": 2, "latents": 2}
     for number, changes in enumerate([{}, {"seed": 2}, {"cfg": 3.0}, {"steps": "4"}], 1):
-        subject = dode.demo(side=4)
-        dode.distil(subject, **(small | changes))
+        subject = small()
+        dode.distil(subject, **(little | changes))
         assert subject.calls, changes
         assert len(list(tables.rglob("*.safetensors"))) == number, changes
 
@@ -164,7 +165,7 @@ def test_tables_are_saved_where_comfyuis_default_is(sections, dode, tmp_path, mo
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "lambdas", (list(folders), extensions))
     for name in ("archive", "fast ssd"):
         folder_paths.add_model_folder_path("lambdas", str(tmp_path / name), is_default=True)
-    dode.distil(dode.demo(side=4), steps="2", scale=2, latents=2)
+    dode.distil(small(), steps="2", scale=2, latents=2)
     assert folder_paths.get_folder_paths("lambdas")[0] == str(tmp_path / "fast ssd")
     assert [path.parent.name for path in tmp_path.rglob("*.safetensors")] == ["fast ssd"]
 

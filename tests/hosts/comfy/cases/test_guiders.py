@@ -12,8 +12,9 @@ from torch import Tensor
 
 from tests.hosts.comfy.cases.fidelity import SCALE, SEED, TOLERANCE, schedule_of, stock_of, teachers_grid
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Conditioning, Latent, Subject, rms, stock_node
+from tests.hosts.comfy.cases.subjects import Conditioning, Latent, Subject, rms, small, stock_node
 from tests.hosts.comfy.cases.test_hooks import LATE, hook, hooked
+from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
@@ -119,8 +120,8 @@ def distances(dode: Pack, subject: Subject, guider: Any, **changes: Any) -> tupl
     ("kind", "make"), [*(("eps", make) for make in GUIDERS), ("flow", dual), ("flow", of_another_pack)]
 )
 def test_runs_are_those_of_sampler_custom_advanced(kind, make, dode):
-    subject = dode.demo(kind, SIDE)
-    guider = make(subject, dode.prompt(5))
+    subject = small(kind)
+    guider = make(subject, conditioning(5.0))
     micro_batch = {perpendicular: 1, dual: 3}.get(make, 0)
     stock, teacher = distances(dode, subject, guider, micro_batch=micro_batch)
     assert stock < TOLERANCE
@@ -129,9 +130,9 @@ def test_runs_are_those_of_sampler_custom_advanced(kind, make, dode):
 
 @pytest.mark.parametrize("make", [plain, dual])
 def test_hooks_of_a_guiders_prompts_act(make, dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     hooks = hooked(subject.positive, hook(subject, frames=LATE))
-    guider = make(replace(subject, positive=hooks), dode.prompt(5))
+    guider = make(replace(subject, positive=hooks), conditioning(5.0))
     stock, teacher = distances(dode, subject, guider)
     assert stock < TOLERANCE
     assert teacher < TOLERANCE
@@ -139,8 +140,8 @@ def test_hooks_of_a_guiders_prompts_act(make, dode):
 
 @pytest.mark.parametrize("make", GUIDERS)
 def test_a_guider_is_left_as_it_was(make, dode):
-    subject = dode.demo(side=SIDE)
-    guider = make(subject, dode.prompt(5))
+    subject = small()
+    guider = make(subject, conditioning(5.0))
     before, fields = sampled(guider, "euler", SIGMAS, subject.latent, 0), dict(vars(guider))
     made = dode.distil(
         subject, guider=guider, latents=2, steps="2", scale=2, micro_batch=1, save_name="left", **INSTEAD
@@ -156,7 +157,7 @@ SIGMAS = torch.tensor([10.0, 3.0, 1.0, 0.0])
 @pytest.mark.parametrize("make", GUIDERS)
 def test_compare_samples_as_sampler_custom_advanced(make, dode):
     subject = dode.demo(side=8)
-    guider = make(subject, dode.prompt(5))
+    guider = make(subject, conditioning(5.0))
     table = dode.shipped("eps")
     made = dode.compare(subject, table, guider=guider, pictures=1, seed=SEED, steps=6, **INSTEAD)
     sampler = dode.run("DODE_Sampler", table=table, solver="any")["sampler"]
@@ -169,10 +170,12 @@ def test_compare_samples_as_sampler_custom_advanced(make, dode):
 
 
 def test_a_table_remembers_the_scale_where_the_guider_says_one(dode):
-    subject = dode.demo(side=SIDE)
-    small = {"latents": 2, "steps": "2", "scale": 1, "micro_batch": 1} | INSTEAD
+    subject = small()
+    little = {"latents": 2, "steps": "2", "scale": 1, "micro_batch": 1} | INSTEAD
     kept = {
-        make: dode.distil(subject, guider=make(subject, dode.prompt(5)), **small)["table"].rows[0].settings
+        make: dode.distil(subject, guider=make(subject, conditioning(5.0)), **little)["table"]
+        .rows[0]
+        .settings
         for make in GUIDERS
     }
     scales = {make: settings.get("cfg") for make, settings in kept.items()}
@@ -185,7 +188,7 @@ def test_a_table_remembers_the_scale_where_the_guider_says_one(dode):
 def test_remarks_go_by_the_guiders_own_scale(make, said_cfg, dode, said):
     """The table is of cfg 2; cfg 7 is what the widget says, and is ignored."""
     subject = dode.demo()
-    guider = make(subject, dode.prompt(5))
+    guider = make(subject, conditioning(5.0))
     dode.compare(subject, dode.shipped("eps"), guider=guider, steps=6, cfg=7.0, **INSTEAD)
     assert set(re.findall(r"this is cfg (\S+)", said())) == said_cfg
 
@@ -197,7 +200,7 @@ def test_remarks_go_by_the_guiders_own_scale(make, said_cfg, dode, said):
     "beside", [["model"], ["negative"], ["positive", "negative"], ["model", "positive_2"]]
 )
 def test_a_guider_beside_what_it_brings_is_refused_by_name(beside, dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     parts = {"model": subject.model, "positive": subject.positive, "negative": subject.negative}
     given = INSTEAD | {name: parts.get(name, subject.positive) for name in beside}
     with pytest.raises(
@@ -223,7 +226,7 @@ def test_a_guider_beside_what_it_brings_is_refused_by_name(beside, dode):
     ],
 )
 def test_what_is_missing_without_a_guider_is_named(missing, words, dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     given = dict.fromkeys(missing)
     with pytest.raises(dode.library.DodeError, match=f"^{words}"):
         dode.distil(subject, **given)
@@ -265,7 +268,7 @@ def test_a_guider_that_does_not_make_one_plain_run_is_refused(way, dode):
         def sample(self, *args: Any, **kwargs: Any) -> Tensor:
             return way(self, super().sample, *args, **kwargs)
 
-    subject = dode.demo(side=SIDE)
+    subject = small()
     guider = Odd(subject.model)
     guider.set_conds(subject.positive, subject.negative)
     with pytest.raises(dode.library.DodeError, match="use another guider"):
@@ -288,7 +291,7 @@ def test_a_guider_that_changes_in_the_course_of_a_run_is_refused(dode):
                 self.cfg = 1.0
             return super().predict_noise(*args, **kwargs)
 
-    subject = dode.demo(side=SIDE)
+    subject = small()
     guider = Ending(subject.model)
     guider.set_conds(subject.positive, subject.negative)
     guider.set_cfg(4.0)

@@ -12,7 +12,6 @@ from torch import Tensor
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.fidelity import (
     SEED,
-    SIDE,
     TOLERANCE,
     assert_faithful,
     distances,
@@ -21,58 +20,59 @@ from tests.hosts.comfy.cases.fidelity import (
     teachers_grid,
 )
 from tests.hosts.comfy.cases.hooks import LATE, hook, hooked
-from tests.hosts.comfy.cases.subjects import Subject, rms, unet_prompt
+from tests.hosts.comfy.cases.subjects import Subject, rms, small, unet_prompt
+from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
 
 def test_a_hook_on_the_only_prompt(dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     assert_faithful(dode, subject, hooked(subject.positive, hook(subject)))
 
 
 def test_one_hook_on_both_prompts(dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     both = hook(subject)
-    assert_faithful(dode, subject, hooked(subject.positive, both), hooked(dode.prompt(5), both))
+    assert_faithful(dode, subject, hooked(subject.positive, both), hooked(conditioning(5.0), both))
 
 
 def test_a_hook_on_one_prompt_of_two(dode):
-    subject = dode.demo(side=SIDE)
-    assert_faithful(dode, subject, hooked(subject.positive, hook(subject)), dode.prompt(5))
+    subject = small()
+    assert_faithful(dode, subject, hooked(subject.positive, hook(subject)), conditioning(5.0))
 
 
 def test_another_hook_on_each_prompt(dode):
-    subject = dode.demo(side=SIDE)
-    one, two = hooked(subject.positive, hook(subject)), hooked(dode.prompt(5), hook(subject, -1.0))
+    subject = small()
+    one, two = hooked(subject.positive, hook(subject)), hooked(conditioning(5.0), hook(subject, -1.0))
     assert_faithful(dode, subject, one, two)
 
 
 @pytest.mark.parametrize("solver", ["euler", "heun"])
 def test_a_hook_whose_strength_changes_during_the_run(solver, dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     changing = hooked(subject.positive, hook(subject, frames=LATE))
-    assert_faithful(dode, subject, changing, dode.prompt(5), steps=5, scale=2, solver=solver)
+    assert_faithful(dode, subject, changing, conditioning(5.0), steps=5, scale=2, solver=solver)
 
 
 def test_hooks_together_and_on_the_negative_prompt(dode):
     import comfy.hooks
 
-    subject = dode.demo(side=SIDE)
+    subject = small()
     one, two = hook(subject, 0.5, ((1.0, 0.0, 1), (0.2, 0.4, 0))), hook(subject, -0.3)
     both = comfy.hooks.HookGroup.combine_all_hooks([one, two])
     negated = replace(subject, negative=hooked(subject.negative, one))
-    assert_faithful(dode, negated, hooked(subject.positive, both), dode.prompt(5), scale=2)
+    assert_faithful(dode, negated, hooked(subject.positive, both), conditioning(5.0), scale=2)
 
 
 def test_a_prompt_for_what_the_others_leave_free(dode):
     """Its hook's steps are those in which something is left."""
     import comfy.hooks
 
-    subject = dode.demo(side=SIDE)
+    subject = small()
     early = [[context, options | {"end_percent": 0.2}] for context, options in subject.positive]
     changing = hook(subject, -0.4, ((1.0, 0.05, 3), (0.1, 0.1, 0)))
-    (both,) = comfy.hooks.set_default_conds_and_combine([early], [dode.prompt(5)], changing)
+    (both,) = comfy.hooks.set_default_conds_and_combine([early], [conditioning(5.0)], changing)
     assert_faithful(dode, subject, both, steps=5, scale=2)
 
 
@@ -92,7 +92,8 @@ def test_options_that_a_hook_gives_one_prompt(dode):
 def test_a_refinement_of_a_prompt_with_a_changing_hook_is_what_ksampler_makes_of_its_row(dode):
     """Its runs begin in the middle, with outputs kept from before."""
 
-    subject = dode.demo(side=SIDE)
+    side = 6
+    subject = small(side=side)
     positive = hooked(subject.positive, hook(subject, frames=LATE))
     prompted, count, held = replace(subject, positive=positive), 8, 2
     made = dode.distil(prompted, latents=count, seed=SEED, steps="4", scale=2, refine_budget=6.0)
@@ -101,7 +102,7 @@ def test_a_refinement_of_a_prompt_with_a_changing_hook_is_what_ksampler_makes_of
         each for each in row.report["refined"]["stages"] if each["stage"] == row.report["refined"]["kept"]
     )
     assert stage["stage"].startswith("Jacobian")
-    latent = {"samples": torch.zeros(count, 4, SIDE, SIDE), "batch_index": list(range(count))}
+    latent = {"samples": torch.zeros(count, 4, side, side), "batch_index": list(range(count))}
     table = dode.library.LambdaTable([row], model=made["table"].model)
     theirs = dode.ksampler(prompted, table, latent, seed=SEED, steps=4)["samples"]
     assert rms(made["d-ode"]["samples"], theirs[-held:]) < TOLERANCE
@@ -115,7 +116,7 @@ def test_a_refinement_of_a_prompt_with_a_changing_hook_is_what_ksampler_makes_of
 
 def test_a_changing_hook_where_memory_runs_out(dode):
     """An evaluation that is made in parts counts once."""
-    subject = dode.demo(side=SIDE)
+    subject = small()
     evaluate = subject.model.model._apply_model
 
     def limited(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -129,7 +130,10 @@ def test_a_changing_hook_where_memory_runs_out(dode):
                 patch.setattr(subject.model.model, "_apply_model", limited)
                 return dode.distil(subject, **inputs)
 
-    prompts = hooked(subject.positive, hook(subject, frames=((1.0, 0.0, 1), (0.2, 0.4, 0)))), dode.prompt(5)
+    prompts = (
+        hooked(subject.positive, hook(subject, frames=((1.0, 0.0, 1), (0.2, 0.4, 0)))),
+        conditioning(5.0),
+    )
     stock, teacher = distances(LittleMemory(), subject, *prompts)
     assert stock < TOLERANCE
     assert teacher < TOLERANCE

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.hosts.comfy.cases.fidelity import schedule_of
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms
+from tests.hosts.comfy.cases.subjects import Subject, ksampler, mixture, rms, small
 from tests.hosts.comfy.node_calls import names_in, saved_as
 
 pytestmark = pytest.mark.comfyui
@@ -202,9 +202,9 @@ SMALL = {"latents": 8, "steps": "4", "scale": 3}
 
 
 def test_distilling_goes_on_in_halves(dode, said, tables):
-    whole = dode.distil(dode.demo(side=4), save_name="whole", **SMALL)
+    whole = dode.distil(small(), save_name="whole", **SMALL)
     assert not said()
-    subject = with_memory_for(dode.demo(side=4), 3)
+    subject = with_memory_for(small(), 3)
     halved = dode.distil(subject, save_name="halved", redo=True, **SMALL)
     (one,), (other,) = (made["table"].rows for made in (whole, halved))
     assert other.weights == pytest.approx(one.weights, rel=1e-4, abs=1e-4)
@@ -233,7 +233,7 @@ def test_a_latent_that_does_not_fit_alone_is_an_error_of_ours(dode):
 
 
 def test_rows_found_before_memory_ran_out_are_kept(dode, tables):
-    subject = dode.demo(side=4)
+    subject = small()
     evaluate, evaluated = subject.model.model._apply_model, []
 
     def fills_up(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -297,6 +297,7 @@ def broken_matplotlib(request: pytest.FixtureRequest, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.usefixtures("broken_matplotlib")
+@pytest.mark.slow_host
 def test_a_broken_matplotlib_costs_distill_its_picture_only(dode_with_pictures, tables):
     dode = dode_with_pictures
     made = dode.distil(dode.demo(), steps="2", scale=2, latents=2)
@@ -306,6 +307,7 @@ def test_a_broken_matplotlib_costs_distill_its_picture_only(dode_with_pictures, 
 
 
 @pytest.mark.usefixtures("broken_matplotlib")
+@pytest.mark.slow_host
 def test_a_broken_matplotlib_costs_compare_its_picture_only(dode_with_pictures):
     dode = dode_with_pictures
     vae = dode.run("DODE_DemoModel", kind="eps", digit=3)["vae"]
@@ -313,6 +315,7 @@ def test_a_broken_matplotlib_costs_compare_its_picture_only(dode_with_pictures):
 
 
 @pytest.mark.usefixtures("broken_matplotlib")
+@pytest.mark.slow_host
 def test_a_broken_matplotlib_costs_inspect_its_picture_only(dode_with_pictures):
     dode = dode_with_pictures
     assert "euler" in dode.run("DODE_InspectLambdas", table=dode.shipped("eps"))["summary"]

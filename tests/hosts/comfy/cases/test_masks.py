@@ -15,7 +15,7 @@ from torch import Tensor
 
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import Latent, Subject, ksampler, rms, stock_node
+from tests.hosts.comfy.cases.subjects import Latent, Subject, ksampler, rms, small, stock_node
 
 pytestmark = pytest.mark.comfyui
 
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.comfyui
 @cache
 def _tables(dode: Pack, kind: str) -> dict[bool, Any]:
     """Tables of a greedy row (False), and of its refined row (True)."""
-    table = dode.distil(dode.demo(kind, side=4), scheduler="simple", steps="3", refine_budget=8.0)["table"]
+    table = dode.distil(small(kind), scheduler="simple", steps="3", refine_budget=8.0)["table"]
     rows = {refined: [row for row in table.rows if row.is_refined == refined] for refined in (False, True)}
     return {refined: dode.library.LambdaTable(each, model=table.model) for refined, each in rows.items()}
 
@@ -40,7 +40,7 @@ def _half_masked(subject: Subject) -> Latent:
 @pytest.mark.parametrize("kind", ["eps", "flow"])
 @pytest.mark.parametrize("refined", [False, True])
 def test_the_kept_half_is_kept(refined, kind, denoise, dode):
-    subject = dode.demo(kind, side=4)
+    subject = small(kind)
     latent = _half_masked(subject)
     result = dode.ksampler(subject, _tables(dode, kind)[refined], latent, steps=3, denoise=denoise)["samples"]
     assert rms(result[..., 2:], latent["samples"][..., 2:]) <= 1e-6
@@ -141,7 +141,7 @@ def test_a_solver_makes_what_is_kept_noisy_as_it_does_in_ksampler(dode):
     """ComfyUI's ddim draws other noise for it."""
     import comfy.samplers
 
-    subject = dode.demo(side=4)
+    subject = small()
     latent = _half_masked(subject)
     sigmas = comfy.samplers.KSampler(subject.model, 4, "cpu", scheduler="karras").sigmas
     for solver in ("ddim", "euler"):

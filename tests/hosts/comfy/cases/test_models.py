@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.hosts.comfy.cases.pack import Pack
-from tests.hosts.comfy.cases.subjects import FRAMES, Subject, ksampler, video
+from tests.hosts.comfy.cases.subjects import FRAMES, Subject, ksampler, small, video
 from tests.hosts.comfy.node_calls import saved_as
 
 pytestmark = pytest.mark.comfyui
@@ -85,7 +85,7 @@ def fail_to_be_read(model: Any) -> None:
 
 def test_a_model_that_cannot_be_looked_at_costs_no_rows(dode, tables):
     """It may be refused, but first; or the table is saved with what is known."""
-    subject = dode.demo(side=4)
+    subject = small()
     fail_to_be_read(subject.model)
     ksampler(subject)
     subject.calls.clear()
@@ -99,7 +99,7 @@ def test_a_model_that_cannot_be_looked_at_costs_no_rows(dode, tables):
 
 def test_the_model_is_looked_at_before_the_first_evaluation(dode, tables):
     """Whatever becomes of it meanwhile."""
-    subject = dode.demo(side=4)
+    subject = small()
     evaluate = subject.model.model._apply_model
 
     def evaluate_and_forget(*args: Any, **kwargs: Any) -> Any:
@@ -108,7 +108,7 @@ def test_the_model_is_looked_at_before_the_first_evaluation(dode, tables):
 
     subject.model.model._apply_model = evaluate_and_forget
     table = dode.distil(subject)["table"]
-    dode.ksampler(dode.demo(side=4), table)
+    dode.ksampler(small(), table)
     assert dode.library.LambdaTable.load(saved_as("table", tables)) == table
 
 
@@ -348,12 +348,12 @@ def test_a_list_does_not_wait_for_slow_samplers_to_be_proved(dode, other_packs_s
 @pytest.mark.parametrize("name", [name for name in OFFERED if name != "slow"])
 def test_a_sampler_of_another_pack_is_distilled_and_run(name, dode, said):
     """They are Euler's method: its λ."""
-    made = dode.distil(dode.demo(side=4), solver=f"my_{name}", steps="3", latents=4)
-    by_euler = dode.distil(dode.demo(side=4), steps="3", latents=4)["table"].rows[0]
+    made = dode.distil(small(), solver=f"my_{name}", steps="3", latents=4)
+    by_euler = dode.distil(small(), steps="3", latents=4)["table"].rows[0]
     (row,) = made["table"].rows
     assert row.weights == pytest.approx(by_euler.weights, abs=1e-4)
     zero = replace_lambda(dode, made["table"], 0.0)
-    subject = dode.demo(side=4)
+    subject = small()
     stock = ksampler(subject, steps=3, sampler_name=f"my_{name}")
     torch.testing.assert_close(dode.ksampler(subject, zero, steps=3)["samples"], stock)
     assert not said()
@@ -369,7 +369,7 @@ def replace_lambda(dode: Pack, table: Any, value: float) -> Any:
     ("name", "why"), [("sde", "is stochastic"), ("slow_sde", "is stochastic"), ("hook", "guidance")]
 )
 def test_a_sampler_that_cannot_be_distilled_is_refused_before_the_first_evaluation(name, why, dode):
-    subject = dode.demo(side=4)
+    subject = small()
     with pytest.raises(dode.library.DodeError, match=why):
         dode.distil(subject, solver=f"my_{name}")
     assert not subject.calls
@@ -393,7 +393,7 @@ def run_by_sampler(dode: Pack, subject: Subject, table: Any) -> None:
 
 @pytest.mark.parametrize("use", [Pack.ksampler, Pack.compare, run_by_sampler])
 def test_a_row_whose_sampler_is_missing_says_which_and_what_the_table_has_instead(use, dode):
-    subject = dode.demo(side=4)
+    subject = small()
     (row,) = dode.distil(subject)["table"].rows
     missing = replace(row, solver="res_2m_ode")
     table = dode.library.LambdaTable([missing])
@@ -411,7 +411,7 @@ def test_a_row_whose_sampler_is_missing_says_which_and_what_the_table_has_instea
 
 
 def test_a_row_of_somebodys_own_function_says_so(dode):
-    subject = dode.demo(side=4)
+    subject = small()
     (row,) = dode.distil(subject)["table"].rows
     table = dode.library.LambdaTable([replace(row, solver="<mine>")])
     with pytest.raises(dode.library.DodeError, match="needs the function <mine> of the person who made it"):
@@ -422,6 +422,6 @@ def test_a_sampler_that_nobody_knows_is_told_from_all_that_this_comfyui_has(dode
     from comfy.samplers import SAMPLER_NAMES
 
     with pytest.raises(dode.library.DodeError, match="no solver is called 'res_multistap'") as refused:
-        dode.distil(dode.demo(side=4), teacher="res_multistap")
+        dode.distil(small(), teacher="res_multistap")
     assert "(did you mean res_multistep?)" in str(refused.value)
     assert set(SAMPLER_NAMES) <= set(str(refused.value).split("there are ")[1].split(", "))

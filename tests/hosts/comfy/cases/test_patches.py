@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from tests.hosts.comfy.cases import subjects
-from tests.hosts.comfy.cases.fidelity import SIDE, assert_faithful
+from tests.hosts.comfy.cases.fidelity import assert_faithful
 from tests.hosts.comfy.cases.hooks import random_lora
-from tests.hosts.comfy.cases.subjects import Subject, flux_prompt, stock_node, windows
+from tests.hosts.comfy.cases.subjects import Subject, flux_prompt, small, stock_node, windows
+from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
 
@@ -77,20 +78,20 @@ SHIFT: Node = ("nodes_model_advanced", "ModelSamplingSD3", {"shift": 3.0})
     ],
 )
 def test_the_embedded_model(kind, nodes, dode):
-    subject = _patched(dode.demo(kind, SIDE), *nodes)
-    assert_faithful(dode, subject, subject.positive, dode.prompt(5), scale=2)
+    subject = _patched(small(kind), *nodes)
+    assert_faithful(dode, subject, subject.positive, conditioning(5.0), scale=2)
 
 
 def test_a_lora_that_is_loaded_for_the_whole_run(dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     patched = subject.model.clone()
     patched.add_patches(random_lora(subject.model, "add_patches"), 0.7)
-    assert_faithful(dode, replace(subject, model=patched), subject.positive, dode.prompt(5), scale=2)
+    assert_faithful(dode, replace(subject, model=patched), subject.positive, conditioning(5.0), scale=2)
 
 
 @pytest.mark.parametrize("nodes", [ATTENTION, MORE_ATTENTION], ids=["attention", "more attention"])
 def test_a_network_with_attention(nodes, dode):
-    subject = replace(_patched(subjects.unet(), *nodes), latent=subjects.empty(8))
+    subject = replace(_patched(subjects.unet(levels=subjects.TWO_LEVELS), *nodes), latent=subjects.empty(8))
     assert_faithful(dode, subject, subject.positive, scale=2)
 
 
@@ -119,7 +120,7 @@ def test_layers_that_are_skipped_in_a_part_of_the_run(dode):
 @pytest.mark.parametrize("schedule", ["looped_uniform", "standard_static"])
 def test_context_windows(schedule, dode):
     """They move from step to step, or noise is shuffled for them. ComfyUI makes them of one latent at a time."""
-    subject = dode.demo(side=SIDE)
+    subject = small()
     windowed = replace(
         subject, model=windows(subject.model, schedule, shuffled=schedule == "standard_static")
     )
@@ -127,7 +128,7 @@ def test_context_windows(schedule, dode):
 
 
 def test_context_windows_of_several_latents_are_refused_by_name(dode):
-    subject = dode.demo(side=SIDE)
+    subject = small()
     windowed = replace(subject, model=windows(subject.model, "standard_static"))
     with pytest.raises(dode.library.DodeError, match=r"micro_batch to 1: .*ContextWindows"):
         dode.distil(windowed, latents=4, steps="3")
@@ -146,7 +147,7 @@ def test_context_windows_of_several_latents_are_refused_by_name(dode):
     ],
 )  # fmt: skip
 def test_what_is_no_function_of_a_latent_is_refused_by_name(nodes, named, dode):
-    subject = _patched(replace(subjects.unet(), latent=subjects.empty(16)), *nodes)
+    subject = _patched(replace(subjects.unet(levels=subjects.TWO_LEVELS), latent=subjects.empty(16)), *nodes)
     with pytest.raises(dode.library.DodeError, match=named):
         dode.distil(subject, latents=4, steps="3")
     assert len(subject.calls) <= 16  # of the check alone

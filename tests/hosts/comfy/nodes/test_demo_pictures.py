@@ -116,7 +116,7 @@ def test_it_distils_samples_and_compares(loaded, encode, dode, drawn):
         model, **prompts, latent=EMPTY, steps="3", latents=2, scale=2, scheduler="simple", prediction="noise"
     )
     drawn.clear()
-    assert table.model["family"] == "ColourConfig"
+    assert table.model["family"] == "demo-pictures"
     assert table.model["prediction_type"] == "flow"
     assert same_checkpoint(table.model["fingerprint"], model_facts(model)["fingerprint"])
     settings = {"steps": 3, "solver": "any", "seed": 9} | prompts

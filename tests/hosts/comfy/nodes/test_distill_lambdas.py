@@ -107,6 +107,7 @@ def test_the_stock_latents_say_what_made_them(own, make_model, dode):
     assert f"\n\nThe stock latents: {name}" in again
 
 
+@pytest.mark.slow_host
 def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node):
     table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
     (row,) = table.rows
@@ -119,6 +120,7 @@ def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, 
     assert "one evaluation: there is no λ to fit" in words
 
 
+@pytest.mark.slow_host
 def test_the_command_line_says_the_same_of_one_step(make_model, dode, on_the_node, capsys, tmp_path):
     dode.distil(make_model(), steps="1")
     arguments = ["distill", "--steps", "1", "--latents", "2", "--scale", "1"]
@@ -128,6 +130,7 @@ def test_the_command_line_says_the_same_of_one_step(make_model, dode, on_the_nod
     assert on_the_node[0].endswith(f"; {remark}")
 
 
+@pytest.mark.slow_host
 def test_beside_one_step_the_others_are_refined(make_model, dode):
     table = dode.table(make_model(), **REFINED | {"steps": "1, 4"})
     assert [(row.paid_steps, row.is_refined) for row in table.rows] == [(1, False), (4, False), (4, True)]
@@ -277,6 +280,7 @@ def kind_of(row: LambdaRow) -> str:
     return "interrupted" if row.report["refined"].get("interrupted") else "whole"
 
 
+@pytest.mark.slow_host
 def test_a_cancel_is_not_hidden_by_a_full_disk(make_model, dode, lambdas_folder, monkeypatch, caplog):
     import comfy.model_management
 
@@ -295,6 +299,7 @@ def full_disk(*args: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+@pytest.mark.slow_host
 def test_a_full_disk_is_said_costs_no_rows_and_leaves_no_part(make_model, dode, lambdas_folder, monkeypatch):
     from dode_nodes.hosts.comfy import table_files
 
@@ -306,6 +311,7 @@ def test_a_full_disk_is_said_costs_no_rows_and_leaves_no_part(make_model, dode, 
     assert list(lambdas_folder.iterdir()) == []
 
 
+@pytest.mark.slow_host
 def test_a_folder_that_is_gone_at_the_end_is_replaced_by_another(
     make_model, dode, lambdas_folder, monkeypatch
 ):
@@ -326,6 +332,7 @@ def _becomes_a_file(folder: Path) -> None:
     folder.touch()
 
 
+@pytest.mark.slow_host
 def test_a_taken_name_gets_a_number(make_model, dode, lambdas_folder):
     model = make_model()
     for _ in range(3):
@@ -338,6 +345,7 @@ def test_a_taken_name_gets_a_number(make_model, dode, lambdas_folder):
 # --- What it refuses --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_host
 def test_an_unwritable_folder_is_found_before_sampling(make_model, dode, monkeypatch):
     def read_only(**kwargs: Any) -> None:
         raise OSError(errno.EROFS, os.strerror(errno.EROFS))

@@ -13,25 +13,16 @@ import torch
 from torch import nn
 
 from dode_nodes import DodeError, LambdaRow, LambdaTable
-from dode_nodes.fit.lora_pipeline import LORA_QUALITIES, LoraPipeline, LoraQuality
+from dode_nodes.fit.lora_pipeline import LoraPipeline
 from dode_nodes.fit.progress import Progress
 from dode_nodes.tables.lora_file import content_hash, factors_of
 from tests.hosts.comfy.node_calls import NodeCalls
+from tests.hosts.comfy.nodes.conftest import SIDE, prompt
 from tests.hosts.comfy.nodes.test_distill_lambdas import full_disk
-from tests.hosts.comfy.tiny_networks import UNET, lora_of, real
+from tests.hosts.comfy.tiny_networks import SMALL_UNET, lora_of, real
 from tests.toys import Interrupted
 
 pytestmark = pytest.mark.comfyui
-
-SMALL = UNET | {
-    "num_res_blocks": [1], "channel_mult": [1], "transformer_depth": [1], "transformer_depth_output": [1, 0],
-}  # fmt: skip
-"""One resolution: a training run evaluates it hundreds of times."""
-SIDE = 4
-
-
-def prompt(seed: int) -> list[list[Any]]:
-    return [[torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(seed)), {}]]
 
 
 @pytest.fixture
@@ -39,7 +30,7 @@ def model(pack: SimpleNamespace) -> Any:
     """A small U-Net of SD 1.5's, as a loader node leaves it: in inference mode, and ready to learn."""
     import comfy.supported_models
 
-    patcher = real(comfy.supported_models.SD15, SMALL)
+    patcher = real(comfy.supported_models.SD15, SMALL_UNET)
     for module in patcher.model.modules():
         for name, weight in list(module.named_parameters(recurse=False)):
             setattr(module, name, nn.Parameter(weight.detach().clone()))
@@ -59,20 +50,6 @@ def table(model: Any) -> LambdaTable:
         sigmas = make_sigmas("karras", steps, True).double().numpy()
         rows.append(LambdaRow("euler", sigmas, (1,) * steps, np.array(weights)))
     return LambdaTable(rows, model=model_facts(model))
-
-
-@pytest.fixture
-def train(pack: SimpleNamespace, run_node: Any, lambdas_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The node, on little."""
-    monkeypatch.setattr("dode_nodes.fit.lora_pipeline.TEACHER_STEPS", 4)
-    monkeypatch.setitem(LORA_QUALITIES, "quick", LoraQuality(4, 6))
-    monkeypatch.setattr("dode_nodes.hosts.comfy.pictures._rendered", lambda figure: torch.zeros(1, 8, 8, 3))
-    asked = {
-        "positive": prompt(1), "negative": prompt(2), "cfg": 2.0, "latent": {"samples": torch.zeros(1, 4, SIDE, SIDE)},
-        "steps": "2", "quality": "quick", "rank": 2, "learning_rate": 3e-3, "batch_size": 2, "seed": 3,
-        "save_name": "mine",
-    }  # fmt: skip
-    return lambda **changes: run_node(pack.DistillLora, **(asked | changes))
 
 
 def sampled(model: Any, row: LambdaRow, cfg: float = 2.0, positive: Any = None) -> torch.Tensor:

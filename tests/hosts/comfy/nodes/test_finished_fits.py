@@ -68,6 +68,7 @@ def test_how_many_are_evaluated_at_a_time_does_not_count(changes, model, key):
     assert key(model, **changes) == key(model)
 
 
+@pytest.mark.slow_host
 def test_another_name_gets_the_same_table(model, dode, lambdas_folder):
     dode.distil(model, **SMALL)
     (first,) = lambdas_folder.iterdir()
@@ -186,12 +187,14 @@ def test_what_is_put_on_the_model_is_another_fit(model, make_model, key):
     assert key(with_shift(make_model("FLOW", checkpoint=1), 2.0)) == key(with_shift(flow, 2.0))
 
 
+@pytest.mark.slow_host
 def test_redo_fits_again(model, dode, lambdas_folder):
     cost = evaluations(model, lambda: dode.distil(model, **SMALL))
     assert evaluations(model, lambda: dode.distil(model, **SMALL, redo=True)) == cost
     assert names_in(lambdas_folder) == ["table", "table_00001"]
 
 
+@pytest.mark.slow_host
 def test_a_table_that_is_gone_or_another_is_fitted_again(model, dode, lambdas_folder):
     dode.distil(model, **SMALL)
     (file,) = lambdas_folder.iterdir()
@@ -225,6 +228,7 @@ def user_folder(dode, lambdas_folder) -> Path:
     return finished_fits._folder()
 
 
+@pytest.mark.slow_host
 def test_notes_that_are_damaged_cost_a_fit_and_no_more(model, dode, user_folder):
     dode.distil(model, **SMALL)
     (notes,) = user_folder.glob("*.jsonl")
@@ -312,6 +316,7 @@ def cancel_in(stage: str, seen: list[str]) -> None:
         comfy.model_management.interrupt_current_processing()
 
 
+@pytest.mark.slow_host
 def test_redo_does_not_go_on(model, dode, lambdas_folder, monkeypatch):
     import comfy.model_management
 
@@ -324,6 +329,7 @@ def test_redo_does_not_go_on(model, dode, lambdas_folder, monkeypatch):
     assert seen.index("teacher") < seen.index("student")
 
 
+@pytest.mark.slow_host
 def test_a_full_disk_does_no_harm(model, dode, lambdas_folder, monkeypatch, caplog):
     with monkeypatch.context() as patch:
         patch.setattr("os.fsync", full_disk)
