@@ -48,7 +48,7 @@ def test_a_table_is_loaded_by_its_name_and_again_when_it_has_changed(dode, model
 def test_the_demo_models_tables_come_with_the_pack(dode):
     from dode_nodes.hosts.comfy import table_files
 
-    shipped = {"demo_eps.safetensors", "demo_flow.safetensors"}
+    shipped = {f"demo_{name}.safetensors" for name in ("eps", "flow", "pictures")}
     assert shipped <= set(table_files.names())
     for name in shipped:
         assert dode.run(dode.pack.LoadLambdas, name=name)[0].rows
