@@ -34,7 +34,7 @@ class PictureRow(NamedTuple):
     """Pictures that were made in one way.
 
     Attributes:
-        label: words at the left, in one line or several.
+        label: words at the left, in one line or several; longer ones are wrapped.
         images: ``[N, H, W]`` (grey) or ``[N, H, W, 3]``, 0 to 1.
         stock: whether the label is grey; else it is coloured.
         heads_group: whether a gap sets this row off from the one above.
@@ -73,7 +73,7 @@ def picture_grid(rows: Sequence[PictureRow], blocks: Sequence[Block]) -> Figure:
                 grid.text(figure, left, 0.3, block.title, fontsize=14, fontweight="bold")
             grid.text(figure, left + grid.cell / 2, grid.tops[0] - 0.13, heading, fontsize=13, ha="center")
     for row, top in zip(rows, grid.tops, strict=True):
-        grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, row.label, fontsize=11, ha="right",
+        grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, _filled(row.label), fontsize=11, ha="right",
                   linespacing=1.35, color=GREY if row.stock else COLOURS[0])  # fmt: skip
         for image, left in zip(row.images, grid.lefts, strict=True):
             grid.picture(figure, left, top, image)
@@ -99,15 +99,13 @@ def comparison_figure(
         figure, (ax,) = panel_grid(1, 1)
         places = range(len(errors))
         ax.barh(places, errors, color=(GREY, COLOURS[0]), height=0.5)
-        ax.set_yticks(
-            places, [textwrap.fill(label, _LINE) for label in labels[: len(errors)]], parse_math=False
-        )
+        ax.set_yticks(places, list(map(_filled, labels[: len(errors)])), parse_math=False)
         ax.invert_yaxis()
         words(ax, "", "distance to the teacher (RMS)", "")
         return figure
     count = len(np.asarray(pictures[0]))
     rows = [
-        PictureRow(textwrap.fill(label, _LINE), np.asarray(images)[:_MOST_SHOWN], stock=i != 1)
+        PictureRow(label, np.asarray(images)[:_MOST_SHOWN], stock=i != 1)
         for i, (label, images) in enumerate(zip(labels, pictures, strict=True))
     ]
     *few, teacher = rows
@@ -190,6 +188,11 @@ class _Grid(NamedTuple):
         ax.imshow(np.clip(image, 0, 1), cmap="gray", vmin=0, vmax=1, aspect="auto",
                   interpolation="bicubic" if enlarged else "antialiased")  # fmt: skip
         ax.set_axis_off()
+
+
+def _filled(label: str) -> str:
+    """In lines that have room at the left of a row."""
+    return "\n".join(textwrap.fill(line, _LINE) for line in label.splitlines())
 
 
 def _places(first: float, size: float, gaps: Sequence[bool]) -> list[float]:

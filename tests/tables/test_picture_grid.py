@@ -22,7 +22,7 @@ class TestPictureGrid:
         assert [text.get_text() for text in figure.texts] == ["left", "0", "1", "right", "2", "one", "two"]
 
     def test_words_stay_inside(self) -> None:
-        label = "10 × D-dpmpp_2m (data)\nkarras −penultimate · error 0.1234"
+        label = "10 × refined D-dpmpp_2m (noise), error 0.1234\nσ from karras −penultimate"
         figure = picture_grid([PictureRow(label, np.zeros((10, 16, 16)))], [Block("", "0123456789")])
         png_size(figure)
         left = min(text.get_window_extent().x0 for text in figure.texts)
