@@ -11,7 +11,9 @@ from dode_nodes import Pipeline, Progress
 from dode_nodes.demo import experiment
 from dode_nodes.demo.experiment import Demo
 from dode_nodes.demo.models import load_demo_model
+from dode_nodes.fit import race
 from tests.demo.small import make_small
+from tests.hosts.conftest import shorten_race
 
 
 @dataclass
@@ -44,7 +46,9 @@ def ran() -> Iterator[Ran]:
     with pytest.MonkeyPatch.context() as patch:
         make_small(patch)
         patch.setattr(experiment, "Pipeline", Noted)
-        ran.demo = experiment.run_demo(load_demo_model("eps"), (3, 2, 3), cfg=1.5, progress=tell)
+        with pytest.MonkeyPatch.context() as meanwhile:
+            shorten_race(race, meanwhile)
+            ran.demo = experiment.run_demo(load_demo_model("eps"), (3, 2, 3), cfg=1.5, progress=tell)
         yield ran
 
 

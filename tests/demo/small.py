@@ -8,8 +8,6 @@ import pytest
 
 from dode_nodes import Teacher
 from dode_nodes.demo import experiment
-from dode_nodes.fit import race
-from tests.hosts.conftest import shorten_race
 
 FRESH = 10
 
@@ -18,7 +16,6 @@ def make_small(patch: pytest.MonkeyPatch) -> None:
     """Let ``experiment.run_demo`` do less."""
     patch.setattr(experiment, "STOCK_SOLVERS", experiment.STUDENTS)
     patch.setattr(experiment, "STOCK_SCHEDULES", {"eps": ("karras",), "flow": ("simple",)})
-    shorten_race(race, patch)
     patch.setattr(experiment, "TEACHER", Teacher("dpmpp_2m", scale=5))
     patch.setattr(experiment, "REFERENCE_STEPS", 12)
     patch.setattr(experiment, "REFERENCE_SCALE", 1)

@@ -15,7 +15,9 @@ from dode_nodes.demo import experiment, results
 from dode_nodes.demo.catalogue import NAMES, PICTURES, load_model
 from dode_nodes.demo.experiment import USUAL, Usual, in_turns, settings_of
 from dode_nodes.errors import DodeError
+from dode_nodes.fit import race
 from tests.demo.small import make_small
+from tests.hosts.conftest import shorten_race
 
 WEIGHTS = Path(str(resources.files("dode_nodes.demo") / "weights"))
 
@@ -67,6 +69,7 @@ def test_usual_settings_hold_where_nobody_says_otherwise(pictures):
 def test_its_demo_compares_pictures_in_colour_side_by_side(pictures, monkeypatch):
     drawn = []
     make_small(monkeypatch)
+    shorten_race(race, monkeypatch)
     quick = Usual((2,), 5.0, latents=2, fresh_latents=3, students=("euler",), refine_budget=0)
     monkeypatch.setitem(USUAL, PICTURES, quick)
     monkeypatch.setattr(results, "picture_grid", lambda rows, blocks: drawn.append((rows, blocks)))
