@@ -59,7 +59,6 @@ CHEAP = {
 """Changes to a graph with a checkpoint, which is not made for a CPU: widgets of node types."""
 
 QUICK = {
-    "EmptyLatentImage": {"width": 64, "height": 64},
     "DODE_DistillLambdas": {"quality": "quick", "steps": "2"},
     "DODE_Compare": {"pictures": 2, "scale": 4},
 }

@@ -10,7 +10,7 @@ from ...tables.names import SUFFIX
 from .names import AUTO, NONE
 
 PACK_FOLDER = Path(__file__).resolve().parents[3] / "lambdas"
-_DEMO = {PACK_FOLDER / f"demo_{kind}{SUFFIX}" for kind in ("eps", "flow")}
+_DEMO = {PACK_FOLDER / f"demo_{kind}{SUFFIX}" for kind in ("eps", "flow", "pictures")}
 """For the demo models, which are ComfyUI's alone: nobody needs to see them here."""
 
 
