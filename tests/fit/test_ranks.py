@@ -48,6 +48,19 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
+def by_both(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
+    """What the command writes under torchrun, and in this process; it prints the same, once, by one rank."""
+    together, alone = (str(folder / f"{name}.safetensors") for name in ("together", "alone"))
+    process = start("dode_nodes", *options, "--out", together)
+    assert main([*options, "--out", alone]) == 0
+    status, out, err = ended(process)
+    assert status == 0, err
+    printed = capsys.readouterr().out.splitlines()
+    assert len(out.splitlines()) == len(printed)
+    assert out.splitlines()[0] == printed[0]
+    return together, alone
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each rank of tests/ranks.py has found."""
@@ -180,14 +193,7 @@ def test_a_signal_to_one_rank_ends_all_with_the_best_so_far(found):
 
 
 def test_the_command_finds_what_one_process_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    alone, together = (str(tmp_path / f"{name}.safetensors") for name in ("alone", "together"))
-    process = start("dode_nodes", *SMALL, "--out", together)
-    assert main([*SMALL, "--out", alone]) == 0
-    status, out, err = ended(process)
-    assert status == 0, err
-    printed = capsys.readouterr().out.splitlines()
-    assert len(out.splitlines()) == len(printed)  # once, by one rank
-    assert out.splitlines()[0] == printed[0]
+    together, alone = by_both(SMALL, tmp_path, capsys)
     (greedy, *_, refined), (alone_greedy, *_, alone_refined) = (
         LambdaTable.load(path).rows for path in (together, alone)
     )
@@ -204,13 +210,7 @@ def test_the_command_trains_the_lora_that_one_process_trains(
     rows = LambdaTable([LambdaRow("euler", sigmas, (1, 1), np.zeros(2))], model=load_demo_model("eps").facts)
     table = str(rows.save(tmp_path / "rows.safetensors"))
     small = ["distill-lora", "--table", table, "--steps", "2", "--latents", "3", "--iterations", "4"]
-    alone, together = (str(tmp_path / f"{name}.safetensors") for name in ("alone", "together"))
-    process = start("dode_nodes", *small, "--out", together)
-    assert main([*small, "--out", alone]) == 0
-    status, out, err = ended(process)
-    assert status == 0, err
-    printed = capsys.readouterr().out.splitlines()
-    assert len(out.splitlines()) == len(printed)  # once, by one rank
+    together, alone = by_both(small, tmp_path, capsys)
     (row,), (alone_row,) = (
         [row for row in LambdaTable.load(path).rows if row.trained_lora] for path in (together, alone)
     )

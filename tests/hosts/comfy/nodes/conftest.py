@@ -6,9 +6,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from dode_nodes import LambdaRow, LambdaTable
 from dode_nodes.fit.lora_pipeline import LORA_QUALITIES, LoraQuality
 
 SIDE = 4
@@ -17,6 +19,19 @@ SIDE = 4
 def prompt(seed: int) -> list[list[Any]]:
     """For a ``SMALL_UNET``."""
     return [[torch.randn(1, 5, 24, generator=torch.Generator().manual_seed(seed)), {}]]
+
+
+def table_of(model: Any, *lambdas: list[float]) -> LambdaTable:
+    """A row of Euler on Karras for each, with these λ, as if distilled."""
+    from dode_nodes.hosts.comfy.job import schedules_of
+    from dode_nodes.hosts.comfy.model_facts import model_facts
+
+    make_sigmas, rows = schedules_of(model), []
+    for weights in lambdas:
+        steps = len(weights)
+        sigmas = make_sigmas("karras", steps, True).double().numpy()
+        rows.append(LambdaRow("euler", sigmas, (1,) * steps, np.array(weights)))
+    return LambdaTable(rows, model=model_facts(model))
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from dode_nodes.fit.lora_pipeline import LoraPipeline
 from dode_nodes.fit.progress import Progress
 from dode_nodes.tables.lora_file import content_hash, factors_of
 from tests.hosts.comfy.node_calls import NodeCalls
-from tests.hosts.comfy.nodes.conftest import SIDE, prompt
+from tests.hosts.comfy.nodes.conftest import SIDE, prompt, table_of
 from tests.hosts.comfy.nodes.test_distill_lambdas import full_disk
 from tests.hosts.comfy.tiny_networks import SMALL_UNET, lora_of, real
 from tests.toys import Interrupted
@@ -41,15 +41,7 @@ def model(pack: SimpleNamespace) -> Any:
 @pytest.fixture
 def table(model: Any) -> LambdaTable:
     """Rows of one and two steps."""
-    from dode_nodes.hosts.comfy.job import schedules_of
-    from dode_nodes.hosts.comfy.model_facts import model_facts
-
-    make_sigmas = schedules_of(model)
-    rows = []
-    for steps, weights in ((1, [0.0]), (2, [0.0, 0.2])):
-        sigmas = make_sigmas("karras", steps, True).double().numpy()
-        rows.append(LambdaRow("euler", sigmas, (1,) * steps, np.array(weights)))
-    return LambdaTable(rows, model=model_facts(model))
+    return table_of(model, [0.0], [0.0, 0.2])
 
 
 def sampled(model: Any, row: LambdaRow, cfg: float = 2.0, positive: Any = None) -> torch.Tensor:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from dode_nodes import LambdaRow, LambdaTable
+from tests.hosts.comfy.nodes.conftest import table_of
 from tests.hosts.comfy.tiny_networks import SMALL_UNET, real
 
 pytestmark = pytest.mark.comfyui
@@ -61,7 +60,7 @@ def test_the_weights_stay_as_they_are_and_the_lora_learns(weights: torch.dtype, 
     else:
         model = real(comfy.supported_models.SD15, SMALL_UNET, weights=weights)
     kept = [weight.detach().clone() for weight in bare(model)]
-    lora, loss, *_ = train(model=model, table=a_row(model), steps="1")
+    lora, loss, *_ = train(model=model, table=table_of(model, [0.0]), steps="1")
     after = bare(model)
     assert all(
         torch.equal(a.view(torch.uint8), b.view(torch.uint8)) for a, b in zip(kept, after, strict=True)
@@ -73,12 +72,3 @@ def test_the_weights_stay_as_they_are_and_the_lora_learns(weights: torch.dtype, 
 def bare(model: Any) -> list[Tensor]:
     """All weights' bytes."""
     return [weight.detach().as_subclass(Tensor) for weight in model.model.diffusion_model.parameters()]
-
-
-def a_row(model: Any) -> LambdaTable:
-    """Of one step."""
-    from dode_nodes.hosts.comfy.job import schedules_of
-    from dode_nodes.hosts.comfy.model_facts import model_facts
-
-    sigmas = schedules_of(model)("karras", 1, True).double().numpy()
-    return LambdaTable([LambdaRow("euler", sigmas, (1,), np.zeros(1))], model=model_facts(model))
