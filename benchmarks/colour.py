@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -39,6 +40,11 @@ class ColourBench(Bench):
 
     model: ColourModel
 
+    def fit_latents(self, latents: int, seed: int = 0) -> Latents:
+        """Of the prompts that nothing is measured on, in turns."""
+        prompts = list(islice(cycle(self.model.prompts()[0]), latents))
+        return Latents([prompted(self.model, self.cfg, FIT_SEED + 1000 * seed, prompts)], MICRO_BATCH)
+
     def from_converged(self, results: Tensor) -> Tensor:
         """The difference in pixels."""
         return self.pixels(results) - self.pixels(self.converged)
@@ -55,9 +61,10 @@ def prompted(model: ColourModel, cfg: float, first: int, prompts: Sequence[str])
     return Group(model.denoiser(cfg), noise, lambda indices: {"labels": labels[indices]})
 
 
-def prepare(model: ColourModel, cfg: float, latents: int) -> ColourBench:
-    """Converge on the latents to measure on."""
-    group = prompted(model, cfg, TEST_SEED, model.prompts()[1][:latents])
+def prepare(model: ColourModel, cfg: float, latents: int, without: Sequence[str] = ()) -> ColourBench:
+    """Converge on the latents to measure on, of all prompts but these."""
+    prompts = [prompt for prompt in model.prompts()[1] if prompt not in without]
+    group = prompted(model, cfg, TEST_SEED, prompts[:latents])
     return ColourBench(model, cfg, group, *converged(model, group, scale=REFERENCE_SCALE))
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from dode_nodes import Group, LambdaRow, Latents, Progress, Teacher, run_teacher, sample_dode
 from dode_nodes.demo.experiment import demo_latents
 from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
-from dode_nodes.demo.models import DemoModel, load_demo_model
+from dode_nodes.demo.models import KINDS, DemoModel, load_demo_model
 from dode_nodes.demo.vae import decode_to_picture
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.fit.quality import start_schedule
@@ -144,18 +144,30 @@ def evaluations_bar(what: str) -> Iterator[Callable[[Progress], None]]:
 
 
 def arguments(
-    description: str, *, lists: Mapping[str, Sequence[int]] | None = None, **defaults: int
+    description: str,
+    *,
+    lists: Mapping[str, Sequence[int]] | None = None,
+    words: Mapping[str, Iterable[str]] | None = None,
+    models: Sequence[str] = KINDS,
+    **defaults: int,
 ) -> argparse.Namespace:
-    """The options that every benchmark has, and its own whole numbers, or lists of them, with their defaults."""
+    """The options that every benchmark has, and its own whole numbers, or lists of them, with their defaults.
+
+    Args:
+        words: lists of names, all of them where none is given.
+        models: what there is to choose from.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=("eps", "flow"), default=["eps", "flow"])
+    parser.add_argument("--models", nargs="+", choices=models, default=list(KINDS))
     parser.add_argument("--cfg", type=float, default=2.0)
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
     for name, values in (lists or {}).items():
         parser.add_argument(f"--{name}", type=int, nargs="+", default=list(values))
+    for name, choices in (words or {}).items():
+        parser.add_argument(f"--{name}", nargs="+", choices=list(choices), default=list(choices))
     return parser.parse_args()
 
 
@@ -166,7 +178,7 @@ def command() -> str:
 
 def print_setting(bench: Bench, fitted_from: int = FIT_SEED) -> None:
     """What the tables below were measured on."""
-    print(f"\n## {bench.model.kind} model, cfg {bench.cfg:g}\n")
+    print(f"\n## {bench.model.name} model, cfg {bench.cfg:g}\n")
     print(f"{command()}, torch {torch.__version__}, {platform.machine()}. ", end="")
     print(
         f"Test latents: seeds {TEST_SEED} to {TEST_SEED + len(bench.test.x) - 1}; fitted: from {fitted_from}. ",
@@ -187,4 +199,6 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> None
 
 
 def _cell(value: object) -> str:
+    if value is None:
+        return "–"
     return f"{value:.4f}" if isinstance(value, float) else str(value)

@@ -1,35 +1,41 @@
 """What a LoRA for a row's few timestamps gains, beside the row and SFD's own recipe.
 
-A refined row, with its first step free where that won the race; the row with a LoRA that learns the end of its
-trajectory; and plain Euler with a LoRA, by the loss at the end and by SFD's loss per step. All LoRAs get the same
-evaluations, latents and teacher. RMS and median distance to the converged solution at σ = 0 on test latents, Fréchet
-distance to the real digits, and what it has cost. stock: the best stock sampler × schedule × ending, chosen on the test
-latents in its favour.
+Students: the refined row that ships, whose first step is free where that won the race; a row fitted as that one is, but
+without such a step; plain Euler. LoRAs for them learn the end of their trajectory, or what SFD has, the state after every
+step of Euler. All get the same evaluations, latents and teacher. One for all numbers of steps together gets as many
+evaluations as the separate ones together. Without guidance the student has half of an evaluation's work, while its
+teacher keeps its own. Ablations of rank and noises are runs with other options.
+
+RMS and median distance to the converged solution at σ = 0 on test latents, Fréchet distance to the real digits, and what
+it has cost.
 """
 
 from __future__ import annotations
 
-import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+import colour
 import torch
 from common import Bench, arguments, evaluations_bar, frechet, prepare, print_setting, print_table
-from stock import best_stock, combinations
+from refinement import LAMBDAS, row_of
+from stock import HEATS, best_stock, combinations
 from torch import Tensor
 
-from dode_nodes import LambdaRow, Pipeline, Recipe, Targets, run_teacher
-from dode_nodes.demo.models import load_demo_model
+from dode_nodes import LambdaRow, LambdaTable, Pipeline, Recipe, run_teacher
+from dode_nodes.demo.catalogue import PICTURES, load_model
+from dode_nodes.demo.colour.models import load_colour_model
+from dode_nodes.demo.models import KINDS
 from dode_nodes.fit.lora import END, STEP, LoraRecipe, LoraTraining
-from dode_nodes.fit.lora_pipeline import TEACHER, TEACHER_STEPS
+from dode_nodes.fit.lora_pipeline import TEACHER, TEACHER_STEPS, best_rows
 from dode_nodes.fit.low_rank import LowRank
 from dode_nodes.fit.quality import QUALITIES, start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 
-ROW_LATENTS = QUALITIES["best"].latents
 BATCH = 4
+NO_GUIDANCE = 1.0
 
 
 @dataclass(frozen=True)
@@ -51,135 +57,158 @@ class Trial:
     seconds: float
 
 
-@dataclass(frozen=True)
 class Work:
-    """What all methods share at a number of evaluations.
+    """What all methods share: a model, its rows, and the LoRAs' teacher.
 
-    Attributes:
-        targets: the LoRAs' teacher's states.
-        steps: evaluations per picture.
-        budget: evaluations that training a LoRA may cost.
+    Args:
+        steps: evaluations per picture, of all that is measured.
+        noises: that the LoRAs are trained on, a quarter of them held out.
+        budget: evaluations that training a LoRA for one of the steps may cost.
         rank: of the LoRAs.
-        row: refined; the evaluations that it has cost are on it.
-        row_seconds: that it has taken.
     """
 
-    bench: Bench
-    targets: Targets
-    steps: int
-    budget: int
-    rank: int
-    row: LambdaRow
-    row_seconds: float
+    def __init__(self, bench: Bench, steps: Sequence[int], noises: int, budget: int, rank: int) -> None:
+        self.bench, self.steps, self.budget, self.rank = bench, list(steps), budget, rank
+        self._table = LambdaTable.load(LAMBDAS / f"demo_{bench.model.name}.safetensors")
+        self._together: dict[int, Trial] = {}
+        flow = bench.model.kind == "flow"
+        fine = make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, bench.model.noise_schedule)
+        schedules = [
+            fine,
+            *(self._euler_schedule(n) for n in steps),
+        ]  # of Euler: SFD's loss asks for its states
+        with evaluations_bar("teacher of the LoRAs") as tell:
+            self.targets = run_teacher(bench.fit_latents(noises, seed=1), schedules, TEACHER, progress=tell)
 
-    @property
-    def euler(self) -> LambdaRow:
+    def row(self, n: int) -> LambdaRow:
+        """That ships. Of one evaluation there is none: nothing can be fitted."""
+        return row_of(self._table, n, refined=True) if n > 1 else self.euler(n)
+
+    def euler(self, n: int) -> LambdaRow:
         """Without λ."""
-        sigmas = euler_schedule(self.bench, self.steps).double().numpy()
-        return LambdaRow("euler", sigmas, (1,) * self.steps, [0.0] * self.steps)
+        return LambdaRow("euler", self._euler_schedule(n).double().numpy(), (1,) * n, [0.0] * n)
 
+    def all_paid(self, n: int) -> LambdaRow:
+        """As the row, on as many latents, but every step costs an evaluation."""
+        settings = self._table.rows[0].settings
+        latents = replace(self.bench.fit_latents(settings["latents"]), free_first=False)
+        schedule = self.bench.schedule(n)
+        recipe = Recipe(refine_budget=QUALITIES["good"].budget(1), make_sigmas=self.bench.model.make_sigmas)
+        with evaluations_bar(f"row without a free step, {n}") as tell:
+            (row,) = best_rows(Pipeline(latents, [schedule], recipe).run(tell), [n])
+        return row
 
-def euler_schedule(bench: Bench, steps: int) -> Tensor:
-    """Plain Euler's; Karras' without the penultimate σ, for its last step does nothing."""
-    eps = bench.model.kind == "eps"
-    name = start_schedule(flow=not eps)
-    return make_sigmas(name, steps, bench.model.noise_schedule, discard_penultimate=eps)
+    def stock(self, n: int) -> Trial:
+        """The best of all, chosen on the test latents in its favour."""
+        begun = time.perf_counter()
+        heats = colour.HEATS if self.bench.model.name == PICTURES else HEATS
+        _, found, results = best_stock(self.bench, combinations(self.bench, n), heats)
+        return Trial("best stock", results, str(found), 0, time.perf_counter() - begun)
 
+    def alone(self, n: int) -> Trial:
+        """The row, no LoRA."""
+        row = self.row(n)
+        spent = sum(row.report["evaluations"].values()) if row.is_refined else 0
+        return Trial("row", self.bench.sample_row(row), row.label, spent, 0.0)
 
-def of_stock(work: Work) -> Trial:
-    """The best of all."""
-    begun = time.perf_counter()
-    _, found, results = best_stock(work.bench, combinations(work.bench, work.steps))
-    return Trial("best stock", results, str(found), 0, time.perf_counter() - begun)
+    def together(self, n: int) -> Trial:
+        """The rows of all steps with one LoRA."""
+        if not self._together:
+            rows = [self.row(n) for n in self.steps]
+            trials = self.trained("rows + one LoRA for all, loss at the end", rows)
+            self._together = dict(zip(self.steps, trials, strict=True))
+        return self._together[n]
 
-
-def of_row(work: Work) -> Trial:
-    """The row alone."""
-    spent = sum(work.row.report["evaluations"].values())
-    return Trial("row", work.bench.sample_row(work.row), work.row.label, spent, work.row_seconds)
-
-
-def of_lora(name: str, loss: str, student: Callable[[Work], LambdaRow]) -> Callable[[Work], Trial]:
-    """A row with a LoRA, on a network of its own."""
-
-    def method(work: Work) -> Trial:
-        begun, row, bench = time.perf_counter(), student(work), work.bench
-        model = load_demo_model(bench.model.kind)
-        denoiser = model.denoiser(bench.cfg)
-        (group,) = work.targets.latents.groups
-        latents = replace(work.targets.latents, groups=[replace(group, model=denoiser)])
-        iterations = work.budget // (3 * BATCH * row.nfe)
-        recipe = LoraRecipe(iterations, BATCH, loss=loss, checkpointing=False)
-        training = LoraTraining(
-            replace(work.targets, latents=latents), [row], LowRank(model.network, work.rank), recipe
+    def trained(
+        self, name: str, rows: Sequence[LambdaRow], loss: str = END, cfg: float | None = None
+    ) -> list[Trial]:
+        """Rows with one LoRA, on a network of its own; cfg: of the student, where it is not its teacher's."""
+        begun, bench = time.perf_counter(), self.bench
+        model = load_model(bench.model.name)
+        denoiser = model.denoiser(bench.cfg if cfg is None else cfg)
+        (group,) = self.targets.latents.groups
+        latents = replace(self.targets.latents, groups=[replace(group, model=denoiser)])
+        mean = sum(row.nfe for row in rows) / len(rows)
+        recipe = LoraRecipe(
+            int(len(rows) * self.budget / (3 * BATCH * mean)), BATCH, loss=loss, checkpointing=False
         )
-        with evaluations_bar(f"{name}, {work.steps}") as tell:
+        adapters = LowRank(model.network, self.rank)
+        training = LoraTraining(replace(self.targets, latents=latents), rows, adapters, recipe)
+        with evaluations_bar(name) as tell:
             best = training.run(tell)
         measured = replace(bench, test=replace(bench.test, model=denoiser))
-        note = (
-            f"strength {best.strength:g}, held-out {training.errors_without[0]:.4f} → {best.errors[0]:.4f}, "
-            f"{iterations} batches"
-        )
-        return Trial(name, measured.sample_row(row), note, training.cost, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
+        held_out = zip(rows, training.errors_without, best.errors, strict=True)
+        return [
+            Trial(
+                name, measured.sample_row(row),
+                f"{row.label}; strength {best.strength:g}, held-out {alone:.4f} → {error:.4f}, "
+                f"{recipe.iterations} batches",
+                training.cost, seconds,
+            )
+            for row, alone, error in held_out
+        ]  # fmt: skip
 
-    return method
+    def _euler_schedule(self, n: int) -> Tensor:
+        """Karras' without the penultimate σ, for Euler's last step does nothing; the flow's as it is."""
+        eps = self.bench.model.kind == "eps"
+        name = start_schedule(flow=not eps)
+        return make_sigmas(name, n, self.bench.model.noise_schedule, discard_penultimate=eps)
 
 
-METHODS: dict[str, Callable[[Work], Trial]] = {
-    "stock": of_stock,
-    "row": of_row,
-    "euler-step": of_lora("Euler + LoRA, SFD's loss per step", STEP, lambda work: work.euler),
-    "euler-end": of_lora("Euler + LoRA, loss at the end", END, lambda work: work.euler),
-    "row-end": of_lora("row + LoRA, loss at the end", END, lambda work: work.row),
+METHODS: dict[str, Callable[[Work, int], Trial]] = {
+    "stock": Work.stock,
+    "row": Work.alone,
+    "euler-step": lambda work, n: work.trained("Euler + LoRA, SFD's loss", [work.euler(n)], STEP)[0],
+    "euler-end": lambda work, n: work.trained("Euler + LoRA, loss at the end", [work.euler(n)])[0],
+    "row-end": lambda work, n: work.trained("row + LoRA, loss at the end", [work.row(n)])[0],
+    "paid-end": lambda work, n: work.trained("row without a free step + LoRA", [work.all_paid(n)])[0],
+    "together": Work.together,
+    "unguided": lambda work, n: work.trained(
+        "row + LoRA, student without guidance", [work.row(n)], cfg=NO_GUIDANCE
+    )[0],
 }
+"""Of a number of evaluations. At one evaluation a row is Euler."""
 
 
-def refined_row(bench: Bench, steps: int) -> tuple[LambdaRow, float]:
-    """By the quality "best", and in how many seconds."""
-    begun = time.perf_counter()
-    recipe = Recipe(refine_budget=math.inf, make_sigmas=bench.model.make_sigmas)
-    latents = bench.fit_latents(ROW_LATENTS)
-    with evaluations_bar(f"row, {steps}") as tell:
-        rows = Pipeline(latents, [bench.schedule(steps)], recipe).run(tell)
-    return min(rows, key=LambdaRow.error_from), time.perf_counter() - begun
+def bench_of(name: str, cfg: float, latents: int) -> Bench:
+    """The latents to measure on; of pictures with prompts that neither the table nor a LoRA was fitted on."""
+    if name != PICTURES:
+        return prepare(name, cfg, latents)
+    model = load_colour_model("flow")
+    return colour.prepare(model, cfg, latents, without=model.subjects)
 
 
-def lora_targets(bench: Bench, noises: int, steps: Sequence[int]) -> Targets:
-    """Of all LoRAs; its states on the way are for the loss per step."""
-    fine = make_sigmas(
-        start_schedule(flow=bench.model.kind == "flow"), TEACHER_STEPS, bench.model.noise_schedule
-    )
-    schedules = [fine, *(euler_schedule(bench, n) for n in steps)]
-    with evaluations_bar("teacher of the LoRAs") as tell:
-        return run_teacher(bench.fit_latents(noises, seed=1), schedules, TEACHER, progress=tell)
+def frechet_of(bench: Bench, results: Tensor) -> float | None:
+    """To the real digits; None for other pictures: the features are a classifier's of digits."""
+    return None if bench.model.name == PICTURES else frechet(results)
 
 
 def main() -> None:
     """Measure and print."""
     torch.set_num_threads(1)
     options = arguments(
-        __doc__, lists={"steps": (2, 3, 4)}, test_latents=96, noises=256, budget=20_000, rank=8, skip_stock=0
-    )
-    for kind in options.models:
-        bench = prepare(kind, options.cfg, options.test_latents)
-        targets = lora_targets(bench, options.noises, options.steps)
-        lines = []
+        __doc__, lists={"steps": (2, 3, 4)}, words={"methods": METHODS}, models=(*KINDS, PICTURES),
+        test_latents=96, noises=256, budget=20_000, rank=8,
+    )  # fmt: skip
+    for name in options.models:
+        bench = bench_of(name, options.cfg, options.test_latents)
+        work = Work(bench, options.steps, options.noises, options.budget, options.rank)
+        lines: list[Sequence[object]] = [
+            ("", "converged", 0.0, 0.0, frechet_of(bench, bench.converged), "", "", "")
+        ]
         for steps in options.steps:
-            work = Work(bench, targets, steps, options.budget, options.rank, *refined_row(bench, steps))
-            for name, method in METHODS.items():
-                if name == "stock" and options.skip_stock:
-                    continue
-                found = method(work)
+            for method in options.methods:
+                found = METHODS[method](work, steps)
                 results = found.results
-                lines.append((steps, found.name, bench.error(results), bench.median(results), frechet(results),
+                lines.append((steps, found.name, bench.error(results), bench.median(results), frechet_of(bench, results),
                               found.evaluations, found.seconds, found.note))  # fmt: skip
                 print(*lines[-1], sep=" | ", file=sys.stderr, flush=True)
         print_setting(bench)
         print(
             f"LoRAs: rank {options.rank}, {options.noises} noises, of which a quarter is held out, batches of {BATCH}; "
-            f"their teacher: {TEACHER_STEPS} steps, {targets.teacher}, {targets.evaluations} evaluations. A backward "
-            f"pass counts as two evaluations. Rows: {ROW_LATENTS} latents, the quality best. Fréchet distance of the "
-            f"converged latents: {frechet(bench.converged):.2f}."
+            f"their teacher: {TEACHER_STEPS} steps, {work.targets.teacher}, {work.targets.evaluations} evaluations. A "
+            "backward pass counts as two evaluations."
         )
         print_table(
             ["evaluations", "student", "RMS", "median", "Fréchet", "evaluations to train", "seconds", ""],

@@ -1,13 +1,16 @@
 """How far a table travels: fitted at one CFG, class set, latent size and precision, used at another.
 
-Beside it at the place of use: the stock sampler that is best at home, the row with greedy λ from home, and a row refined
-there.
+Beside it at the place of use: the stock sampler that is best at home, the row of λ alone from home, rows refined for a
+range of CFGs and for a range of sizes, and a row refined there. All fits are of the quality good, on as many latents;
+those of a range are shared by its members.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import argparse
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from common import (
@@ -24,10 +27,11 @@ from stock import samplers
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, LambdaRow, Latents, distill, refine, run_teacher
+from dode_nodes import Group, LambdaRow, Latents, Pipeline, Recipe
 from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel, load_demo_model
 from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.fit.quality import GOOD, QUALITIES
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
 
@@ -77,29 +81,38 @@ PLACES = {
     "fp16": replace(HOME, dtype=torch.float16),
 }
 OTHER_DIGITS = (replace(HOME, digits=(0, 1, 2, 3, 4)), replace(HOME, digits=(5, 6, 7, 8, 9)))
+CFGS = [replace(HOME, cfg=cfg) for cfg in (1.0, 2.0, 4.0, 6.0)]
+SIDES = [replace(HOME, side=side) for side in (8, 12, 16)]
 
 
-def rows_at(place: Place, model: DemoModel, sigmas: Tensor, latents: int) -> tuple[LambdaRow, LambdaRow]:
-    """Greedy λ for Euler, and its refinement."""
-    targets = run_teacher(Latents([place.group(model, FIT_SEED, latents)], MICRO_BATCH), sigmas, TEACHER)
-    row = distill(targets, sigmas)
-    return row, refine(targets, row)
+def rows_for(
+    places: Sequence[Place], model: DemoModel, sigmas: Tensor, latents: int
+) -> tuple[LambdaRow, LambdaRow]:
+    """λ alone for Euler, and its refinement; the latents are shared by the places."""
+    shares = [len(part) for part in torch.arange(latents).tensor_split(len(places))]
+    seeds = accumulate(shares, initial=FIT_SEED)
+    groups = [place.group(model, *share) for place, *share in zip(places, seeds, shares, strict=False)]
+    recipe = Recipe(teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=model.make_sigmas)
+    rows = Pipeline(Latents(groups, MICRO_BATCH), [sigmas], recipe).run()
+    plain, refined = ([row for row in rows if row.is_refined == refined] for refined in (False, True))
+    return plain[0], min(refined or plain, key=LambdaRow.error_from)
 
 
-def measured(model: DemoModel, steps: int, options: object) -> Iterator[tuple[object, ...]]:
+def measured(model: DemoModel, steps: int, options: argparse.Namespace) -> Iterator[tuple[object, ...]]:
     """A line per place."""
     stock = samplers(model.kind)[STOCK[model.kind]]
     sigmas = make_sigmas(SCHEDULE, steps, model.noise_schedule)
-    home = rows_at(HOME, model, sigmas, options.fit_latents)
-    lines = [(name, home, place) for name, place in PLACES.items()]
+
+    def rows(places: Sequence[Place]) -> tuple[LambdaRow, LambdaRow]:
+        return rows_for(places, model, sigmas, options.fit_latents)
+
+    home, of_cfgs, of_sides = rows([HOME]), rows(CFGS), rows(SIDES)
     made_for, used_on = OTHER_DIGITS
-    lines.append(
-        ("digits 5 to 9, from 0 to 4", rows_at(made_for, model, sigmas, options.fit_latents), used_on)
-    )
-    for name, (greedy, refined), place in tqdm(lines, desc=f"{model.kind}, {steps} steps"):
+    lines = [(name, home, place) for name, place in PLACES.items()]
+    lines.append(("digits 5 to 9, from 0 to 4", rows([made_for]), used_on))
+    for name, (plain, refined), place in tqdm(lines, desc=f"{model.kind}, {steps} steps"):
         test = place.group(model, TEST_SEED, options.test_latents)
         end, own = converged(model, test)
-        here = refined if place is HOME else rows_at(place, model, sigmas, options.fit_latents)[1]
 
         def error(
             solver: Sampler | None, row: LambdaRow | None, test: Group = test, end: Tensor = end
@@ -107,14 +120,9 @@ def measured(model: DemoModel, steps: int, options: object) -> Iterator[tuple[ob
             at = sigmas if row is None else torch.tensor(row.sigmas, dtype=torch.float32)
             return root_mean_square(sample_group(test, at, solver, row) - end)
 
-        yield (
-            name,
-            error(stock, None),
-            error(None, greedy),
-            error(None, refined),
-            error(None, here),
-            own,
-        )
+        here = refined if place is HOME else rows([place])[1]
+        fitted = (plain, refined, of_cfgs[1], of_sides[1], here)
+        yield (name, error(stock, None), *(error(None, row) for row in fitted), own)
 
 
 def main() -> None:
@@ -125,12 +133,13 @@ def main() -> None:
         for steps in options.steps:
             print(
                 f"\n## {kind} model, {steps} steps\n\n{command()}. RMS distance to the converged solution of the place, "
-                f"{options.test_latents} test latents; rows fitted on {options.fit_latents} at home "
-                f"(cfg {HOME.cfg:g}, all digits, 8×8, fp32), a quarter held out; begun with D-euler on {SCHEDULE}."
+                f"{options.test_latents} test latents; rows fitted on {options.fit_latents}, a quarter held out. Home: "
+                f"cfg {HOME.cfg:g}, all digits, 8×8, fp32. CFGs: {', '.join(f'{place.cfg:g}' for place in CFGS)}. Sizes: "
+                f"{', '.join(str(place.side) for place in SIDES)}."
             )
             print_table(
-                ["used at", f"stock {STOCK[kind]}", "greedy λ from home", "refined from home", "refined there",
-                 "converged solution's own"], measured(model, steps, options),
+                ["used at", f"stock {STOCK[kind]}", "λ alone from home", "refined from home", "refined for CFGs",
+                 "refined for sizes", "refined there", "converged solution's own"], measured(model, steps, options),
             )  # fmt: skip
 
 
