@@ -1,31 +1,50 @@
 """What end-to-end refinement needs, and what of it pays.
 
-From the row that greedy λ gives Euler on the beta schedule: the error on test latents against the number of latents
-(a quarter of them held out) and against Jacobians; with fewer kinds of numbers to fit; from other schedules; and on
-a network that is told σ rounded to a table of 1000, as hosts do.
+Fits of the quality good: the error on test latents against the number of latents, and from other rows to begin with. All
+that pays, with parts of the family left out. And without a race, from the row that greedy λ gives Euler on the beta
+schedule: with fewer kinds of numbers to fit; and on a network that is told σ rounded to a table of 1000, as hosts do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from common import MICRO_BATCH, Bench, arguments, converged, prepare, print_setting, print_table
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Latents, Progress, distill, run_teacher
+from dode_nodes import LambdaRow, Latents, Pipeline, Progress, Recipe, distill, run_teacher
 from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel
 from dode_nodes.fit.evaluator import Evaluator
 from dode_nodes.fit.latents import in_order
 from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem, levenberg_marquardt
+from dode_nodes.fit.quality import GOOD, QUALITIES
+from dode_nodes.fit.refine import Refinement
 from dode_nodes.fit.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
 from dode_nodes.sampling.denoiser import dode_corrections
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import sample_euler
 
-LATENTS = (4, 8, 16, 48, 96)
+LATENTS = (4, 8, 16, 48, 128)
+STARTS = (
+    ("euler", "karras"),
+    ("euler", "exponential"),
+    ("euler", "simple"),
+    ("euler", "beta"),
+    ("dpmpp_2m", "sgm_uniform"),
+    ("ipndm", "kl_optimal"),
+)
+FREE, ALL = "a free first step", "all four"
+PARTS = {
+    "nothing": (),
+    FREE: (),
+    "the start": ("with the start",),
+    "bands": ("in bands",),
+    "a Gaussian denoiser": ("with a Gaussian denoiser",),
+    ALL: ("with the start", "in bands", "with a Gaussian denoiser"),
+}
 JACOBIANS = 4
 START = "beta"
 UNPLANNED = 2**31
@@ -101,24 +120,72 @@ def schedule(bench: Bench, name: str, steps: int) -> Tensor:
     return make_sigmas(name, steps, bench.model.noise_schedule)
 
 
+def by_pipeline(bench: Bench, latents: Latents, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
+    """The row that a fit of the quality good comes to."""
+    recipe = Recipe(
+        solvers=[solver], teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=bench.model.make_sigmas
+    )  # fmt: skip
+    return min(Pipeline(latents, [sigmas], recipe).run(), key=LambdaRow.error_from)
+
+
+def errors_of(bench: Bench, row: LambdaRow) -> tuple[float, float]:
+    """RMS and median, on the test latents."""
+    results = bench.sample_row(row)
+    return bench.error(results), bench.median(results)
+
+
 def against_latents(bench: Bench, steps: Sequence[int]) -> None:
-    """Errors, Jacobian after Jacobian, for so many latents."""
+    """Errors for so many latents, and what the fit has cost."""
     rows = []
     for n in steps:
         for latents in tqdm(LATENTS, desc=f"latents, {n} steps"):
-            fit = bench.fit_latents(latents)
-            found = list(fitted(bench, fit, schedule(bench, START, n), families(n)["W over 4, σ"]))
-            errors = [f"{f.error:.4f}" for f in found] + ["="] * (JACOBIANS + 1 - len(found))
-            chosen = best(found)
-            rows.append((n, latents, *errors, chosen.error, chosen.median, chosen.evaluations,
-                         f"{chosen.evaluations / chosen.teacher - 1:.1f}"))  # fmt: skip
-    print(
-        "\nLatents and Jacobians (=: ended, for the last one gained less than 1 %); kept: the best on the held-out."
-    )
-    print_table(
-        ["steps", "latents", "greedy λ", *(f"Jacobian {i + 1}" for i in range(JACOBIANS)), "kept: RMS", "median",
-         "evaluations in all", "beyond the teacher's, in its multiples"], rows,
-    )  # fmt: skip
+            row = by_pipeline(bench, bench.fit_latents(latents), bench.schedule(n))
+            spent = sum(row.report["evaluations"].values())
+            rows.append((n, latents, *errors_of(bench, row), spent, row.label))
+    print("\nLatents, a quarter of them held out:")
+    print_table(["evaluations a picture", "latents", "RMS", "median", "evaluations in all", "row"], rows)
+
+
+def against_starts(bench: Bench, steps: Sequence[int], latents: int) -> None:
+    """Errors from several rows to begin with, and how much farther each is than the best of them."""
+    rows = []
+    for n in steps:
+        found = {}
+        for solver, name in tqdm(STARTS, desc=f"starts, {n} steps"):
+            row = by_pipeline(bench, bench.fit_latents(latents), schedule(bench, name, n), solver)
+            found[f"{solver}, {name}"] = errors_of(bench, row)
+        least = [min(errors) for errors in zip(*found.values(), strict=True)]
+        for start, errors in found.items():
+            ratios = (error / best for error, best in zip(errors, least, strict=True))
+            rows.append((n, start, *errors, *(f"{ratio:.2f}" for ratio in ratios)))
+    print(f"\nThe row to begin with, {latents} latents:")
+    print_table(["evaluations", "begun with", "RMS", "median", "of the best: RMS", "median"], rows)
+
+
+class Without(Refinement):
+    """A refinement that leaves out a part of the family."""
+
+    left_out: Sequence[str] = ()
+
+    def _parts(self) -> dict[str, Callable[[Student], Student]]:
+        return {name: part for name, part in super()._parts().items() if name not in self.left_out}
+
+
+def against_parts(bench: Bench, steps: Sequence[int], latents: int) -> None:
+    """Errors with the whole family, and with a part of it left out."""
+    rows = []
+    for n in steps:
+        fit = bench.fit_latents(latents)
+        sigmas = bench.schedule(n)
+        for name, left_out in tqdm(PARTS.items(), desc=f"parts, {n} steps"):
+            free_first = name not in (FREE, ALL)
+            targets = run_teacher(replace(fit, free_first=free_first), sigmas, TEACHER)
+            refinement = Without(targets, distill(targets, sigmas), make_sigmas=bench.model.make_sigmas)
+            refinement.left_out = left_out
+            row = refinement.run()
+            rows.append((n, name, *errors_of(bench, row), row.label))
+    print(f"\nParts of the family left out, all that pays on {latents} latents:")
+    print_table(["evaluations", "without", "RMS", "median", "row"], rows)
 
 
 def against_families(bench: Bench, steps: Sequence[int], latents: int) -> None:
@@ -133,21 +200,6 @@ def against_families(bench: Bench, steps: Sequence[int], latents: int) -> None:
     print(f"\nWhat is fitted, on {latents} latents:")
     heads = [f"{n} steps: {what}" for n in steps for what in ("numbers", "RMS", "median")]
     print_table(["", *heads], [(name, *values) for name, values in cells.items()])
-
-
-def against_schedules(bench: Bench, steps: Sequence[int], latents: int) -> None:
-    """Errors from several schedules to begin with."""
-    names = ("karras", "exponential", "simple", "beta", "kl_optimal")
-    rows = []
-    for name in tqdm(names, desc="schedules"):
-        errors: list[float] = []
-        for n in steps:
-            numbers = families(n)["W over 4, σ"]
-            found = list(fitted(bench, bench.fit_latents(latents), schedule(bench, name, n), numbers))
-            errors += [found[0].error, best(found).error]
-        rows.append((name, *errors))
-    print(f"\nThe schedule to begin with, {latents} latents:")
-    print_table(["", *(f"{n} steps: {what}" for n in steps for what in ("greedy λ", "refined"))], rows)
 
 
 class RoundedModel(DemoModel):
@@ -190,7 +242,8 @@ def main() -> None:
         print(f"Teacher {TEACHER}; students begin with D-euler (noise) on {START}.")
         against_latents(bench, options.steps)
         against_families(bench, options.steps, options.fit_latents)
-        against_schedules(bench, options.steps, options.fit_latents)
+        against_starts(bench, options.steps, options.fit_latents)
+        against_parts(bench, options.steps, options.fit_latents)
         if kind == "eps":  # flow models' timesteps are not rounded
             against_rounding(bench, options.steps, options.fit_latents)
 

@@ -211,16 +211,19 @@ class Refinement:
             for i, played in enumerate(descent):
                 yield f"Jacobian {i + 2}{of}", played
 
+    def _parts(self) -> dict[str, Callable[[Student], Student]]:
+        """By which the family can be widened here."""
+        parts: dict[str, Callable[[Student], Student]] = {"with the start": with_start}
+        ends = _picture_like(self._targets, self._fit.numbers)
+        if ends is not None:
+            parts["in bands"] = partial(in_bands, bands=BANDS)
+            with suppress(DodeError):  # of numbers that no table holds
+                parts["with a Gaussian denoiser"] = partial(with_gaussian, prior=fitted_prior(ends))
+        return parts
+
     def _widen(self) -> Iterator[tuple[str, Played]]:
         """One part after the other, each from the best there is."""
-        ends = _picture_like(self._targets, self._fit.numbers)
-        parts: list[tuple[str, Callable[[Student], Student]]] = [("with the start", with_start)]
-        if ends is not None:
-            parts.append(("in bands", partial(in_bands, bands=BANDS)))
-            with suppress(DodeError):  # of numbers that no table holds
-                prior = fitted_prior(ends)
-                parts.append(("with a Gaussian denoiser", partial(with_gaussian, prior=prior)))
-        for what, widened in parts:
+        for what, widened in self._parts().items():
             student = widened(self._kept[1])
             if student is self._kept[1]:  # a row given that has it already
                 continue
