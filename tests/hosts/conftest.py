@@ -41,13 +41,13 @@ def offsets_of(context: Tensor, x: Tensor) -> Tensor:
 
 
 @pytest.fixture(scope="session")
-def pack(comfyui: ModuleType) -> Iterator[SimpleNamespace]:
+def pack(comfyui: ModuleType) -> SimpleNamespace:
     """The nodes' classes by name, as after ComfyUI has called the entry point."""
     from dode_nodes.hosts.comfy.extension import DodeExtension
 
     nodes = asyncio.run(DodeExtension().get_node_list())
-    yield SimpleNamespace(**{node.__name__: node for node in nodes})
-    solvers.use_host(None)
+    solvers.use_host(None)  # until a test of the pack runs: see _host_names
+    return SimpleNamespace(**{node.__name__: node for node in nodes})
 
 
 @pytest.fixture(autouse=True)
