@@ -73,22 +73,19 @@ class ServerProcess:
 class ComfyServer(ServerProcess):
     """ComfyUI, started headless on the CPU over a folder of its own; use it as a context manager.
 
-    Args:
-        previews: the kind of live previews.
-
     Attributes:
         base: the base directory: custom_nodes, models, input, output.
         url: where it listens.
     """
 
-    def __init__(self, checkout: Path, base: Path, previews: str = "latent2rgb") -> None:
+    def __init__(self, checkout: Path, base: Path) -> None:
         self.base = base
         self.url = f"http://127.0.0.1:{free_port()}"
         install_pack(base / "custom_nodes")
         command = [
             sys.executable, checkout / "main.py", "--cpu", "--base-directory", base,
             "--listen", "127.0.0.1", "--port", self.url.rpartition(":")[2],
-            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", previews,
+            "--disable-api-nodes", "--database-url", "sqlite:///:memory:", "--preview-method", "latent2rgb",
         ]  # fmt: skip
         super().__init__(command, without_installed_copy(base / "site"), base, base / "server.log")
 

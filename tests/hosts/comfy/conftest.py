@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
@@ -64,5 +66,7 @@ def server(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Ite
     checkpoints = base / "models" / "checkpoints"
     checkpoints.mkdir(parents=True)
     write_sd15(checkpoints / CHECKPOINT)
+    (base / "custom_nodes").mkdir()
+    shutil.copy(Path(__file__).with_name("previews_route.py"), base / "custom_nodes")
     with ComfyServer(find_comfyui(), base) as running:
         yield running

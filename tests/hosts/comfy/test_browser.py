@@ -1,4 +1,4 @@
-"""What people see: the example workflows, the help and the texts, in Chromium on a real server."""
+"""What people see: the example workflows, the help, the texts, and a stranger's table, in Chromium on a real server."""
 
 from __future__ import annotations
 
@@ -10,26 +10,44 @@ from typing import Any
 
 import pytest
 
-from dode_nodes.hosts.comfy.launch import find_comfyui
 from tests import browser
+from tests.hosts.comfy.hostile import graph, hostile_tables
 from tests.hosts.comfy.locales import read
 from tests.server import ComfyServer
 from tests.workflows import NAMES, changes_for, read_example, to_prompt
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.browser]
 
-BROWSER = Path(__file__).parent / "browser"
+SCRIPT = Path(__file__).parent / "browser" / "check.mjs"
 FIRST = "1_first_steps"
+RENDERINGS = ("canvas without previews", "vue without previews", "vue")
+SMALL = {"EmptyLatentImage": {"width": 64, "height": 64}}
 SECONDS = 900
 
 
 @pytest.fixture(scope="module")
 def report(server: ComfyServer, screenshots: Path) -> dict[str, Any]:
     """What check.mjs found."""
-    workflows = {name: {"workflow": read_example(name), "changes": _changes(name, 1)} for name in NAMES}
-    vue = {"workflow": read_example(FIRST), "changes": _changes(FIRST, 2)}
-    request = {"screenshots": str(screenshots), "workflows": workflows, "vue": vue}
-    return _in_browser("check.mjs", server, request)
+    if lacking := browser.missing():
+        pytest.skip(f"no browser tests: {lacking}")
+    with hostile_tables(server) as (good, refused):
+        info = server.get("/object_info/DODE_LoadLambdas")["DODE_LoadLambdas"]["input"]["required"]["name"]
+        assert {good, refused} <= set(info[1]["options"])
+        bad = {number: node for number, node in graph(refused).items() if number in ("1", "3", "4", "11")}
+        request = {
+            "url": server.url, "screenshots": str(screenshots), "hostile": {"prompts": [graph(good), bad]},
+            "workflows": {name: {"workflow": read_example(name), "changes": _changes(name, 1)} for name in NAMES},
+            "renderings": {
+                "workflow": read_example(FIRST),
+                "changes": {name: _changes(FIRST, seed) | SMALL for seed, name in enumerate(RENDERINGS, 2)},
+            },
+        }  # fmt: skip
+        done = subprocess.run(
+            ["node", SCRIPT], input=json.dumps(request), text=True, capture_output=True, timeout=SECONDS,
+            env=browser.node_environment(),
+        )  # fmt: skip
+    assert done.returncode == 0, f"{done.stderr}\n{server.log[-3000:]}"
+    return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
@@ -38,17 +56,6 @@ def screenshots(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = Path(os.environ.get("DODE_SCREENSHOTS") or tmp_path_factory.mktemp("screenshots"))
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _in_browser(script: str, server: ComfyServer, request: dict[str, Any]) -> dict[str, Any]:
-    if lacking := browser.missing():
-        pytest.skip(f"no browser tests: {lacking}")
-    done = subprocess.run(
-        ["node", BROWSER / script], input=json.dumps(request | {"url": server.url}), text=True,
-        capture_output=True, timeout=SECONDS, env=browser.node_environment(),
-    )  # fmt: skip
-    assert done.returncode == 0, f"{done.stderr}\n{server.log[-3000:]}"
-    return json.loads(done.stdout)
 
 
 def _changes(name: str, seed: int) -> dict[str, Any]:
@@ -75,29 +82,9 @@ def test_live_previews_are_shown_meanwhile(report):
     assert {"DODE_DistillLambdas", "DODE_Compare"} <= set(report["workflows"][FIRST]["previewed"])
 
 
-def test_the_result_is_seen_where_vue_shows_previews(report):
-    _see_the_result(report["vue"])
-
-
-@pytest.fixture(scope="module")
-def without_previews(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What example 1 shows where a server sends no live previews, in both renderings."""
-    folder = tmp_path_factory.mktemp("no_previews")
-    with ComfyServer(find_comfyui(), folder / "base", "none") as server:
-        request = {
-            "workflow": read_example(FIRST), "screenshots": str(folder),
-            "changes": {"canvas": _changes(FIRST, 1), "vue": _changes(FIRST, 2)},
-        }  # fmt: skip
-        return _in_browser("check_renderings.mjs", server, request)
-
-
-@pytest.mark.parametrize("rendering", ["canvas", "vue"])
-def test_the_result_is_seen_without_previews(rendering, without_previews):
-    assert without_previews["errors"] == []
-    _see_the_result(without_previews[rendering])
-
-
-def _see_the_result(facts: dict[str, Any] | None) -> None:
+@pytest.mark.parametrize("rendering", RENDERINGS)
+def test_the_result_is_seen_instead_of_previews_and_without_them(rendering, report):
+    facts = report["renderings"][rendering]
     if facts is None:
         pytest.skip("this front end does not offer the Vue rendering")
     assert facts["failure"] is None
@@ -150,6 +137,16 @@ def test_names_are_chinese_where_the_language_is(report):
     assert report["chinese"]["title"] == texts["display_name"]
     slots = [*texts["inputs"].values(), *texts["outputs"].values()]
     assert sorted(report["chinese"]["names"]) == sorted(slot["name"] for slot in slots)
+
+
+def test_nothing_of_a_strangers_table_runs_or_breaks_anything(report):
+    hostile = report["hostile"]
+    assert hostile["ran"] == []
+    assert hostile["elements"] == 0
+    ran, refusal = hostile["failures"]
+    assert ran is None
+    assert "a row's solver must be a name" in json.dumps(refusal)
+    assert hostile["errors"] == []
 
 
 def test_no_console_error_of_ours(report):

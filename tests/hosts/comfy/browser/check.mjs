@@ -1,10 +1,12 @@
-// What the browser tests want to know of the page, printed as JSON.
-// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } }, vue: one such }
+// What the browser tests want to know of the page, printed as JSON. All on one page, which takes seconds to load.
+// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } },
+//                    hostile: { prompts: [ graphs in API format ] }, renderings: { workflow, changes: { name: … } } }
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { tryHostile } from "./hostile.mjs";
 import { load, open, photograph, ready, run, setWidgets } from "./page.mjs";
-import { tryRendering } from "./renderings.mjs";
+import { offersVue, tryRendering, VUE } from "./renderings.mjs";
 
 const request = JSON.parse(readFileSync(0, "utf8"));
 const { browser, page, errors } = await open(request.url);
@@ -15,15 +17,47 @@ for (const [name, example] of Object.entries(request.workflows)) {
 }
 report.older = await loadOlder(request.workflows);
 report.help = await openHelp("DODE_DistillLambdas");
-report.chinese = await inChinese();
-report.vue = await tryRendering(page, {
-  ...request.vue,
-  vue: true,
-  screenshot: join(request.screenshots, "vue.png"),
-});
+report.hostile = await tryHostile(page, errors, { ...request.hostile, screenshot: screenshot("hostile") });
+await setPreviews("none");
+report.renderings = { "canvas without previews": await rendered("canvas without previews", false) };
+const vue = await offersVue(page);
+await loadWith({ "Comfy.Locale": "zh", [VUE]: vue });
+report.chinese = await namesOfNodes();
+report.renderings["vue without previews"] = vue ? await rendered("vue without previews", true) : null;
+await setPreviews("latent2rgb");
+report.renderings.vue = vue ? await rendered("vue", true) : null;
+await setAll({ "Comfy.Locale": "en", [VUE]: false });
 report.errors = errors;
 await browser.close();
 console.log(JSON.stringify(report));
+
+function screenshot(name) {
+  return join(request.screenshots, `${name}.png`);
+}
+
+async function setPreviews(method) {
+  const reply = await fetch(`${request.url}/tests/previews`, { method: "POST", body: method });
+  if (!reply.ok) throw new Error(`previews: ${reply.status}`);
+}
+
+async function rendered(name, isVue) {
+  const { workflow, changes } = request.renderings;
+  return tryRendering(page, { vue: isVue, workflow, changes: changes[name], screenshot: screenshot(name) });
+}
+
+async function setAll(settings) {
+  for (const setting of Object.entries(settings)) {
+    await page.evaluate(([id, value]) => window.app.api.storeSetting(id, value), setting);
+  }
+}
+
+/** Load the page anew, with other settings. */
+async function loadWith(settings) {
+  await setAll(settings);
+  await page.reload();
+  await ready(page);
+  await page.waitForTimeout(2000); // the front end opens the graph of before
+}
 
 /** Load, run and photograph a workflow. */
 async function tryWorkflow(name, { workflow, changes }) {
@@ -49,7 +83,7 @@ async function tryWorkflow(name, { workflow, changes }) {
     [...window.previews].map((id) => window.app.graph.getNodeById(id)?.type),
   );
   facts.seconds = (Date.now() - begun) / 1000;
-  const photo = join(request.screenshots, `${name}.png`);
+  const photo = screenshot(name);
   await photograph(page, photo); // brings all nodes into view: others keep the pictures that they had
   await previewsGone();
   await photograph(page, photo);
@@ -146,7 +180,7 @@ async function openHelp(type) {
   await content.locator("h1").waitFor();
   await content.locator("img").first().waitFor();
   await page.waitForTimeout(500);
-  await page.screenshot({ path: join(request.screenshots, "help.png") });
+  await page.screenshot({ path: screenshot("help") });
   return {
     text: await content.innerText(),
     widths: await content.locator("img").evaluateAll((images) => images.map((image) => image.naturalWidth)),
@@ -154,18 +188,10 @@ async function openHelp(type) {
   };
 }
 
-/** Names of a node's parts where the language of the settings is Chinese. */
-async function inChinese() {
-  const setLocale = (locale) =>
-    page.evaluate((value) => window.app.api.storeSetting("Comfy.Locale", value), locale);
-  await setLocale("zh");
-  await page.reload();
-  await ready(page);
-  await page.waitForTimeout(500);
-  const names = await page.evaluate(() => {
+/** The names of a node's parts, in the language of the settings. */
+async function namesOfNodes() {
+  return page.evaluate(() => {
     const { title, inputs, outputs } = window.LiteGraph.createNode("DODE_KSampler");
     return { title, names: [...inputs, ...outputs].map((slot) => slot.localized_name) };
   });
-  await setLocale("en");
-  return names;
 }

@@ -1,18 +1,18 @@
 // What output nodes show once a workflow has run, with nodes drawn on the canvas or by Vue ("Nodes 2.0").
 
-import { load, photograph, ready, run, setWidgets } from "./page.mjs";
+import { load, photograph, run, setWidgets } from "./page.mjs";
 
-const VUE = "Comfy.VueNodes.Enabled";
+/** The setting that has nodes drawn by Vue. */
+export const VUE = "Comfy.VueNodes.Enabled";
 
-/** Run and photograph it; null if this front end does not offer that rendering. */
+/** Whether this front end offers that. Where it is unfinished (1.27: core's Preview Image shows nothing), the setting is
+ * hidden. */
+export async function offersVue(page) {
+  return page.evaluate((id) => window.app.ui.settings.settingsLookup[id]?.type === "boolean", VUE);
+}
+
+/** Run a workflow as nodes are drawn now, and photograph it. */
 export async function tryRendering(page, { vue, workflow, changes, screenshot }) {
-  // Where Vue's is unfinished (1.27: core's Preview Image shows nothing), the setting is hidden.
-  const offered = await page.evaluate((id) => window.app.ui.settings.settingsLookup[id]?.type === "boolean", VUE);
-  if (vue && !offered) return null;
-  await page.evaluate(([id, value]) => window.app.api.storeSetting(id, value), [VUE, vue]);
-  await page.reload();
-  await ready(page);
-  await page.waitForTimeout(2000); // the front end opens the graph of before
   await load(page, workflow);
   await setWidgets(page, changes);
   const failure = await run(page);
