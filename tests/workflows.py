@@ -51,7 +51,7 @@ def _widgets(declared: Json, values: list[Any]) -> Json:
 
 
 CHEAP = {
-    "EmptyLatentImage": {"width": 64, "height": 64},
+    "EmptyLatentImage": {"width": 32, "height": 32},
     "DODE_DistillLambdas": {"quality": "quick", "steps": "2"},
     "DODE_DistillOptions": {"latents": 4, "scale": 2, "prediction": "noise"},
     "DODE_Compare": {"pictures": 1, "scale": 2},
