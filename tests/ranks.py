@@ -1,16 +1,18 @@
 """What test_ranks.py starts under torchrun: the same calls on every rank, and what came of them as a file a rank.
 
-torchrun --nproc-per-node 2 tests/ranks.py FOLDER
+torchrun --nproc-per-node 2 tests/ranks.py FOLDER COMMANDS    # as JSON: [[port, [argument, ...]], ...]
 """
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from torch import Tensor
 
 from dode_nodes import Group, LambdaRow, Latents, Progress, Refinement, distill, refine, run_teacher
+from dode_nodes.cli.commands import main as command_line
 from dode_nodes.fit.lora import END, STEP, LoraRecipe, LoraTraining
 from dode_nodes.fit.ranks import (
     failing_together,
@@ -153,7 +156,17 @@ def ending_of(work: Callable[[], None]) -> list[str]:
     return []
 
 
-def main(folder: Path) -> None:
+def printed_by_command(port: int, arguments: list[str]) -> str:
+    """What ``python -m dode_nodes`` prints on this rank. Started anew it would import everything again, so here the ranks
+    meet anew instead, at this port."""
+    os.environ |= {"MASTER_PORT": str(port), "TORCHELASTIC_USE_AGENT_STORE": "False"}
+    with redirect_stdout(io.StringIO()) as printed:
+        status = command_line(arguments)
+    assert status == 0
+    return printed.getvalue()
+
+
+def main(folder: Path, commands: list[tuple[int, list[str]]]) -> None:
     """On every rank."""
     with process_group():
         rank, size = rank_and_size()
@@ -172,8 +185,9 @@ def main(folder: Path) -> None:
             "best after that": [as_json(row) for row in best],
             "rows after that": [as_json(row) for row in fitted(micro_batch=1)],
         }
-        (folder / f"{rank}.json").write_text(json.dumps(found))
+    found["printed"] = [printed_by_command(*command) for command in commands]
+    (folder / f"{rank}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), json.loads(sys.argv[2]))

@@ -23,6 +23,7 @@ from dode_nodes.demo.models import load_demo_model
 from dode_nodes.fit.ranks import is_first_rank, process_group, rank_and_size, share
 from tests import ranks
 from tests.import_comfyui import REPOSITORY
+from tests.server import free_port
 from tests.toys import Note
 
 RANKS = 2
@@ -30,12 +31,16 @@ SECONDS = 240
 SMALL = ["distill", "--steps", "3", "--latents", "5", "--scale", "2"]
 
 
-def start(*module_and_arguments: str) -> subprocess.Popen[str]:
+LORA = ["distill-lora", "--steps", "2", "--latents", "3", "--iterations", "4"]
+
+
+def start(*module_and_arguments: str, cache: Path | None = None) -> subprocess.Popen[str]:
     """``python -m`` on every rank; on a free port of this machine."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--local-addr", "127.0.0.1",
                "--nproc-per-node", str(RANKS), "-m", *module_and_arguments]  # fmt: skip
+    own = {"OMP_NUM_THREADS": "1"} | ({"XDG_CACHE_HOME": str(cache)} if cache else {})
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=REPOSITORY,
-                            env=os.environ | {"OMP_NUM_THREADS": "1"})  # fmt: skip
+                            env=os.environ | own)  # fmt: skip
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -48,26 +53,43 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def by_both(options: list[str], folder: Path, capsys: pytest.CaptureFixture[str]) -> tuple[str, str]:
-    """What the command writes under torchrun, and in this process; it prints the same, once, by one rank."""
-    together, alone = (str(folder / f"{name}.safetensors") for name in ("together", "alone"))
-    process = start("dode_nodes", *options, "--out", together)
-    assert main([*options, "--out", alone]) == 0
-    status, out, err = ended(process)
-    assert status == 0, err
-    printed = capsys.readouterr().out.splitlines()
-    assert len(out.splitlines()) == len(printed)
-    assert out.splitlines()[0] == printed[0]
-    return together, alone
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With rows to train a LoRA for; afterwards with what the commands have written together."""
+    folder = tmp_path_factory.mktemp("ranks")
+    sigmas = load_demo_model("eps").make_sigmas("karras", 2, True).double().numpy()
+    rows = LambdaTable([LambdaRow("euler", sigmas, (1, 1), np.zeros(2))], model=load_demo_model("eps").facts)
+    rows.save(folder / "rows.safetensors")
+    return folder
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def found(folder: Path) -> list[dict[str, Any]]:
     """What each rank of tests/ranks.py has found."""
-    folder = tmp_path_factory.mktemp("ranks")
-    status, _, err = ended(start("tests.ranks", str(folder)))
+    commands = [(free_port(), command(options, folder, "together")) for options in (SMALL, LORA)]
+    process = start("tests.ranks", str(folder), json.dumps(commands), cache=folder / "cache")
+    status, _, err = ended(process)
     assert status == 0, err
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(RANKS)]
+
+
+def command(options: list[str], folder: Path, name: str) -> list[str]:
+    table = ["--table", str(folder / "rows.safetensors")] if options == LORA else []
+    return [*options, *table, "--out", str(folder / f"{options[0]}-{name}.safetensors")]
+
+
+def by_both(
+    options: list[str], folder: Path, found: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> tuple[Path, Path]:
+    """What the command has written on all ranks, and writes in this process; it prints the same, once, by one rank."""
+    assert main(command(options, folder, "alone")) == 0
+    printed = capsys.readouterr().out.splitlines()
+    by_first, by_last = (each["printed"][(SMALL, LORA).index(options)] for each in found)
+    assert by_last == ""
+    assert len(by_first.splitlines()) == len(printed)
+    assert by_first.splitlines()[0] == printed[0]
+    together, alone = (folder / f"{options[0]}-{name}.safetensors" for name in ("together", "alone"))
+    return together, alone
 
 
 def assert_same_rows(rows: list[dict[str, Any]], expected: list[LambdaRow]) -> None:
@@ -192,8 +214,10 @@ def test_a_signal_to_one_rank_ends_all_with_the_best_so_far(found):
     assert [row["report"]["refined"]["interrupted"] for row in first] == [True]
 
 
-def test_the_command_finds_what_one_process_finds(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    together, alone = by_both(SMALL, tmp_path, capsys)
+def test_the_command_finds_what_one_process_finds(
+    folder: Path, found: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    together, alone = by_both(SMALL, folder, found, capsys)
     (greedy, *_, refined), (alone_greedy, *_, alone_refined) = (
         LambdaTable.load(path).rows for path in (together, alone)
     )
@@ -204,20 +228,16 @@ def test_the_command_finds_what_one_process_finds(tmp_path: Path, capsys: pytest
 
 
 def test_the_command_trains_the_lora_that_one_process_trains(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path, found: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sigmas = load_demo_model("eps").make_sigmas("karras", 2, True).double().numpy()
-    rows = LambdaTable([LambdaRow("euler", sigmas, (1, 1), np.zeros(2))], model=load_demo_model("eps").facts)
-    table = str(rows.save(tmp_path / "rows.safetensors"))
-    small = ["distill-lora", "--table", table, "--steps", "2", "--latents", "3", "--iterations", "4"]
-    together, alone = by_both(small, tmp_path, capsys)
+    together, alone = by_both(LORA, folder, found, capsys)
     (row,), (alone_row,) = (
         [row for row in LambdaTable.load(path).rows if row.trained_lora] for path in (together, alone)
     )
     assert row.trained_lora.error_without == pytest.approx(alone_row.trained_lora.error_without, rel=1e-4)
     assert row.trained_lora.error == pytest.approx(alone_row.trained_lora.error, rel=5e-2)
     # Adam goes as far along a gradient that is nothing but rounding as along any other: not number by number.
-    one, other = (torch.cat([x.flatten() for name, x in load_file(path.replace(".", "-lora.")).items()
+    one, other = (torch.cat([x.flatten() for name, x in load_file(path.with_stem(f"{path.stem}-lora")).items()
                              if "lora_up" in name]).float() for path in (together, alone))  # fmt: skip
     assert torch.cosine_similarity(one, other, dim=0) > 0.9
 
