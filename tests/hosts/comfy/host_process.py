@@ -1,6 +1,6 @@
-"""A ComfyUI without its server, started anew: what it is like with some packs loaded, as JSON.
+"""A ComfyUI without its server, started anew: what it is like with some packs loaded, as JSON, a line for each choice.
 
-python host_process.py CHECKOUT BASE_DIRECTORY PACK_FOLDER ...    # packs are loaded in this order
+python host_process.py CHECKOUT BASE_DIRECTORY PACK_FOLDER[,PACK_FOLDER...] ...    # they are loaded in this order
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,8 @@ def distil_and_sample(model: Any) -> dict[str, Any]:
     }
 
 
-def main(checkout: str, base: str, *packs: str) -> dict[str, Any]:
-    """Start, load the packs, look."""
-    start(checkout, base)
+def report(packs: list[str]) -> dict[str, Any]:
+    """Load them and look."""
     import comfy.k_diffusion.sampling
     import comfy.samplers
     import folder_paths
@@ -140,5 +140,18 @@ def main(checkout: str, base: str, *packs: str) -> dict[str, Any]:
         }
 
 
+def main(checkout: str, base: str, *choices: str) -> None:
+    """Start it once. Every choice has a copy of it that has loaded no other."""
+    start(checkout, base)
+    for packs in choices:
+        print(flush=True)  # its copy would print again what is still to be written
+        if (copy := os.fork()) == 0:
+            print(json.dumps(report(packs.split(","))), flush=True)
+            os._exit(0)
+        _, status = os.waitpid(copy, 0)
+        if status:
+            sys.exit(f"{packs}: status {status}")
+
+
 if __name__ == "__main__":
-    print("\n" + json.dumps(main(*sys.argv[1:])))
+    main(*sys.argv[1:])

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,14 +47,14 @@ class Host:
         (folder / "__init__.py").write_text(code)
         return folder
 
-    def run(self, *packs: Path) -> dict[str, Any]:
-        """host_process.py's report."""
+    def run(self, *choices: Sequence[Path]) -> list[dict[str, Any]]:
+        """host_process.py's reports."""
         done = subprocess.run(
-            [sys.executable, SCRIPT, find_comfyui(), self.base, *packs],
-            capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+            [sys.executable, SCRIPT, find_comfyui(), self.base, *(",".join(map(str, packs)) for packs in choices)],
+            capture_output=True, text=True, timeout=240, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout.splitlines()[-1])
+        return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -62,13 +63,25 @@ def host(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Host:
 
 
 @pytest.fixture(scope="module")
-def without(host: Host) -> dict[str, Any]:
-    return host.run(host.empty)
+def reports(host: Host) -> dict[str, dict[str, Any]]:
+    """By which packs there are."""
+    choices = {
+        "none": [host.empty],
+        "ours": [host.pack],
+        "reloader, ours": [host.reloader, host.pack],
+        "ours, reloader": [host.pack, host.reloader],
+    }
+    return dict(zip(choices, host.run(*choices.values()), strict=True))
 
 
-@pytest.fixture(scope="module")
-def alone(host: Host) -> dict[str, Any]:
-    return host.run(host.pack)
+@pytest.fixture
+def without(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return reports["none"]
+
+
+@pytest.fixture
+def alone(reports: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    return reports["ours"]
 
 
 def test_samplers_and_their_latents_are_the_same_with_and_without(without, alone):
@@ -102,9 +115,9 @@ def test_tables_are_saved_to_the_users_default_folder(host, alone):
     assert not (host.pack / "lambdas" / saved.name).exists()
 
 
-@pytest.mark.parametrize("order", [("reloader", "pack"), ("pack", "reloader")])
-def test_works_beside_a_pack_that_reloads_k_diffusion(order, host, alone):
-    report = host.run(*(getattr(host, name) for name in order))
+@pytest.mark.parametrize("order", ["reloader, ours", "ours, reloader"])
+def test_works_beside_a_pack_that_reloads_k_diffusion(order, reports, alone):
+    report = reports[order]
     assert report["loaded"] == [True, True]
     assert report["ours"]["lambdas"] == pytest.approx(alone["ours"]["lambdas"], rel=1e-6)
     assert report["ours"]["patched is sampler"]
