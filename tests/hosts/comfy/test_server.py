@@ -235,9 +235,10 @@ def test_two_servers_save_into_one_folder_and_nothing_is_lost(server, tmp_path):
     assert not list(folder.glob(".*.part"))
 
 
+@pytest.mark.slow_host  # a server runs it as the fit of one row above
 def test_a_refined_table_is_saved_and_sampled_with(server):
     logged = len(server.log)
-    succeeded(server.run(distil_prompt(save_name="refined", refine_budget=25.0)))
+    succeeded(server.run(distil_prompt(save_name="refined", refine_budget=8.0)))
     cost = re.search(r"D-ODE: at most \d+ evaluations: .* refining", server.log[logged:])
     assert cost is not None
     assert "D-ODE teacher" not in server.log[logged:][: cost.start()]
@@ -247,6 +248,7 @@ def test_a_refined_table_is_saved_and_sampled_with(server):
     succeeded(server.run(sample_prompt(path.name)))
 
 
+@pytest.mark.slow_host  # a server's cancel is tested below
 def test_cancel_in_the_refinement_keeps_what_was_found(server):
     before, logged = tables_in(server), len(server.log)
     cancelled = server.queue(distil_prompt(latents=32, steps="8", save_name="stopped", refine_budget=100.0))

@@ -21,6 +21,7 @@ def without_best_stock(table):
     return LambdaTable(rows, model=table.model)
 
 
+@pytest.mark.slow_host  # a choice of the pack's: what it runs is a case of each host
 def test_the_best_stock_setting_of_the_table_is_what_a_row_has_to_beat(make_model, dode):
     model = make_model()
     table = dode.table(model, **REFINED)
@@ -87,6 +88,7 @@ def test_compare_measures_against_the_teacher(make_model, dode, drawn):
     assert len(drawn) == 1
 
 
+@pytest.mark.slow_host  # likewise
 def test_a_refined_row_is_compared_with_what_it_began_with(make_model, dode):
     model = make_model()
     table = dode.table(model, **REFINED)

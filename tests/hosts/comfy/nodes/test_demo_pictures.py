@@ -107,6 +107,7 @@ def test_its_help_lists_every_word():
     assert listed == list(load_colour_model("flow").vocabulary.words[1:])
 
 
+@pytest.mark.slow_host  # that the model is the library's in a host is tested above
 def test_it_distils_samples_and_compares(loaded, encode, dode, drawn):
     from dode_nodes.hosts.comfy.model_facts import model_facts
 

@@ -73,6 +73,7 @@ def test_numbers_of_steps_that_share_a_schedule_share_a_row(make_model):
     assert [part_for_steps(table, steps).row for steps in (42, 43)] == list(table.rows)
 
 
+@pytest.mark.slow_host  # batches of every kind of prompt are cases/, in each host
 def test_micro_batches_and_prompts(make_model, dode):
     model = make_model()
     split = dode.table(model, micro_batch=3, positive_2=conditioning(0.7), steps="6").rows[0]
@@ -146,7 +147,8 @@ def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, dode):
     torch.testing.assert_close(by_model, dode.ksampler(model, table, empty(), steps=4))
 
 
-@pytest.mark.parametrize("solver", ["uni_pc", pytest.param("uni_pc_bh2", marks=pytest.mark.slow_host)])
+@pytest.mark.slow_host  # the library refines them in each host: see test_host_samplers.py
+@pytest.mark.parametrize("solver", ["uni_pc", "uni_pc_bh2"])
 def test_solvers_that_need_a_schedule_in_float32_are_refined(solver, make_model, dode):
     model = make_model()
     table = dode.table(model, solver=solver, **REFINED | {"steps": "5"})
@@ -387,6 +389,7 @@ def test_bad_input_is_refused_before_any_evaluation(changes, message, make_model
 # --- Ranges -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow_host  # its groups are the fit's own
 def test_a_range_of_cfg_and_sizes_is_fitted_together(make_model, dode):
     model = make_model()
     large = {"samples": torch.zeros(1, 4, 6, 6)}

@@ -122,6 +122,7 @@ def test_it_is_trained_for_the_model_with_its_other_loras(model: Any, table: Lam
     assert nearer(sampled(both, row), sampled(styled, row), goal)
 
 
+@pytest.mark.slow_host  # what ends it is the fit's own, and so are the files
 def test_stopped_it_leaves_the_best_so_far_in_files(
     model: Any, table: LambdaTable, train: Any, lambdas_folder: Path, tmp_path_factory: pytest.TempPathFactory,
     monkeypatch: pytest.MonkeyPatch,

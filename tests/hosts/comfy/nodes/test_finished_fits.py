@@ -281,6 +281,7 @@ def stages(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return seen
 
 
+@pytest.mark.slow_host  # the library's own: what tells fits apart is asked in each host
 def test_a_cancelled_fit_goes_on(
     model, make_model, dode, lambdas_folder, user_folder, monkeypatch, on_the_node
 ):

@@ -12,7 +12,7 @@ import torch
 from dode_nodes import DodeError
 from tests.hosts.comfy.node_calls import NodeCalls
 from tests.hosts.comfy.nodes.test_finished_fits import evaluations, key, with_shift  # noqa: F401  # a fixture
-from tests.hosts.comfy.tiny_networks import UNET, lora_of, real
+from tests.hosts.comfy.tiny_networks import SMALL_UNET, lora_of, real
 from tests.hosts.conftest import conditioning
 
 pytestmark = pytest.mark.comfyui
@@ -29,7 +29,7 @@ def base(pack: SimpleNamespace) -> Any:
     """A network whose answers follow from its weights."""
     import comfy.supported_models
 
-    return real(comfy.supported_models.SD15, UNET)
+    return real(comfy.supported_models.SD15, SMALL_UNET)
 
 
 def with_speed_lora(model: Any) -> Any:
@@ -55,7 +55,7 @@ def test_the_base_at_its_cfg_teaches_the_model_with_the_lora_at_cfg_1(base: Any,
     before = {name: weight.clone() for name, weight in base.model.state_dict().items()}
     followed = on_prompts(dode, base, cfg=3.0)
     table, _, teacher, by_dode, _, summary = on_prompts(
-        dode, styled, cfg=1.0, teacher_model=base, teacher_cfg=3.0, refine_budget=30.0
+        dode, styled, cfg=1.0, teacher_model=base, teacher_cfg=3.0, refine_budget=10.0
     )
     assert torch.equal(teacher["samples"], followed[2]["samples"])
 
