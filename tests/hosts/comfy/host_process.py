@@ -150,7 +150,7 @@ def main(checkout: str, base: str, *choices: str) -> None:
             os._exit(0)
         _, status = os.waitpid(copy, 0)
         if status:
-            sys.exit(f"{packs}: status {status}")
+            sys.exit(1)  # it has said why
 
 
 if __name__ == "__main__":
