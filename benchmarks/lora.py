@@ -81,21 +81,24 @@ class Work:
             self.targets = run_teacher(bench.fit_latents(noises, seed=1), schedules, TEACHER, progress=tell)
 
     def row(self, n: int) -> LambdaRow:
-        """That ships. Of one evaluation there is none: nothing can be fitted."""
-        return row_of(self._table, n, refined=True) if n > 1 else self.euler(n)
+        """That ships; of one evaluation none does, so it is fitted as those were."""
+        return row_of(self._table, n, refined=True) if n > 1 else self._fitted(n, free_first=True)
 
     def euler(self, n: int) -> LambdaRow:
         """Without λ."""
         return LambdaRow("euler", self._euler_schedule(n).double().numpy(), (1,) * n, [0.0] * n)
 
     def all_paid(self, n: int) -> LambdaRow:
-        """As the row, on as many latents, but every step costs an evaluation."""
-        settings = self._table.rows[0].settings
-        latents = replace(self.bench.fit_latents(settings["latents"]), free_first=False)
-        schedule = self.bench.schedule(n)
+        """As the row, but every step costs an evaluation."""
+        return self._fitted(n, free_first=False)
+
+    def _fitted(self, n: int, *, free_first: bool) -> LambdaRow:
+        latents = replace(
+            self.bench.fit_latents(self._table.rows[0].settings["latents"]), free_first=free_first
+        )
         recipe = Recipe(refine_budget=QUALITIES["good"].budget(1), make_sigmas=self.bench.model.make_sigmas)
-        with evaluations_bar(f"row without a free step, {n}") as tell:
-            (row,) = best_rows(Pipeline(latents, [schedule], recipe).run(tell), [n])
+        with evaluations_bar(f"row, {n}") as tell:
+            (row,) = best_rows(Pipeline(latents, [self.bench.schedule(n)], recipe).run(tell), [n])
         return row
 
     def stock(self, n: int) -> Trial:
@@ -168,7 +171,7 @@ METHODS: dict[str, Callable[[Work, int], Trial]] = {
         "row + LoRA, student without guidance", [work.row(n)], cfg=NO_GUIDANCE
     )[0],
 }
-"""Of a number of evaluations. At one evaluation a row is Euler."""
+"""Of a number of evaluations."""
 
 
 def bench_of(name: str, cfg: float, latents: int) -> Bench:

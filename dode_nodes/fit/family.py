@@ -48,11 +48,9 @@ class Family:
 
         Raises:
             IneligibleSampler: the solver cannot serve.
-            DodeError: the row has one evaluation only, or the solver takes other steps than the row.
+            DodeError: the solver takes other steps than the row.
         """
         given = _student_of(row, solver, lender)
-        if row.nfe < 2:
-            raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
         plain = _plain(row, solver)
         ipndm = replace(plain, solver=sample_ipndm, prediction="noise", options={"max_order": 3})
         members = {

@@ -174,15 +174,17 @@ class Pipeline:
             planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
             self._headline = Headline(replace(planned, kept=unseen_taught), recipe.make_sigmas)
         self._so_far = RowsSoFar(kept_rows, recipe.make_sigmas, latents.lender)
-        self._refinable = [i for i in range(len(schedules)) if self.evaluations(i) > 1]
+        self._refinable = [
+            i for i in range(len(schedules)) if recipe.refine_budget and self._can_be_refined(i)
+        ]
         self.remarks = []
         if taught is not None and taught.exists():
             self.remarks.append(GOES_ON)
-        if len(self._refinable) < len(schedules):
+        if any(self.evaluations(i) == 1 and i not in self._refinable for i in range(len(schedules))):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
-        self._budgets = self._shares(recipe.refine_budget) if recipe.refine_budget else []
+        self._budgets = self._shares(recipe.refine_budget)
         refining = self._planned()
-        raced = [i for i, plan in zip(self._refinable, refining, strict=False) if plan.raced]
+        raced = [i for i, plan in zip(self._refinable, refining, strict=True) if plan.raced]
         self._searches = [None if i in raced else self._search(i) for i in range(len(schedules))]
         self.cost = Cost(
             teacher=self._teacher.cost,
@@ -232,7 +234,7 @@ class Pipeline:
     def _steps(self) -> list[Callable[[Progress], None]]:
         """From the teacher's states to the rows, in the order of their costs."""
         n = range(len(self._students))
-        refined = zip(self._refinable, self._budgets, strict=False)
+        refined = zip(self._refinable, self._budgets, strict=True)
         return [
             *(partial(self._greedy, i) for i in n),
             *(partial(self._find_stock, i) for i in n),
@@ -293,7 +295,7 @@ class Pipeline:
         mine = [each for each in self._contenders if each.schedule == schedule]
         best = min(mine, key=lambda contender: contender.row.error_from())
         row, own = best.row, best.solver
-        if row.nfe < 2:
+        if row.nfe < 2 <= self.evaluations(schedule):
             return
         refinement = Refinement(
             self.targets,
@@ -322,7 +324,7 @@ class Pipeline:
         """Of one picture by each row that there may be in the end; of those of each schedule."""
         counts = [[len(each.queries.sigmas) for each in students] for students in self._students]
         most = list(map(max, counts))
-        refined = [most[i] for i in self._refinable[: len(self._budgets)]]
+        refined = [most[i] for i in self._refinable]
         stock = [most[i] for i, search in enumerate(self._searches) if search is not None and self._or_stock]
         return [*(count for of_schedule in counts for count in of_schedule), *refined, *stock], most
 
@@ -358,8 +360,18 @@ class Pipeline:
         full = [self._plan(i, None).fitting for i in self._refinable]
         return [budget * cost / sum(full) for cost in full]
 
+    def _can_be_refined(self, schedule: int) -> bool:
+        """Of one evaluation only where the first step of two can be free."""
+        if self.evaluations(schedule) > 1:
+            return True
+        try:
+            self._plan(schedule, None)
+        except DodeError:
+            return False
+        return True
+
     def _planned(self) -> list[Plan]:
-        pairs = zip(self._refinable, self._budgets, strict=False)
+        pairs = zip(self._refinable, self._budgets, strict=True)
         try:
             return [self._plan(i, budget) for i, budget in pairs]
         except DodeError as error:
@@ -372,7 +384,7 @@ class Pipeline:
         """For the schedule's student that costs most: which of them will be refined is not known yet."""
         plans = []
         for student in self._students[i]:
-            if len(student.queries.sigmas) < 2:
+            if len(student.queries.sigmas) < 2 <= self.evaluations(i):
                 continue
             row = LambdaRow(
                 solver=solver_name(student.solver),

@@ -87,6 +87,13 @@ class Scope:
         make_sigmas: MakeSigmas | None,
         teacher: TeacherRun | Targets,
     ) -> Scope:
+        """What it is for a row.
+
+        Raises:
+            IneligibleSampler: the solver cannot serve.
+            DodeError: it takes other steps than the row; or the row has one evaluation, and nothing with a free first
+                step enters a race.
+        """
         lender = teacher.latents.lender
         family = Family.of(row, solver, lender)
         runners: list[Entrant] = []
@@ -96,6 +103,8 @@ class Scope:
             runners = entrants(
                 row.nfe, first, flow=flow, make_sigmas=make_sigmas, lender=lender, free_first=free_first
             )
+        if row.nfe < 2 and not any(runner.student.free.first for runner in runners):
+            raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
         # A refined σ is mostly not one that the teacher stopped at.
         approach = teacher.approach_cost if family.history else 0
         counts = (1, *row.evaluations) if runners else row.evaluations

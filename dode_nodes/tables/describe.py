@@ -132,7 +132,7 @@ def _notes(row: LambdaRow) -> list[str]:
     notes += _notes_on_error(row)
     notes.append(f"σ: {sigma_list(row)}")
     notes.append(f"error of these σ with {row.solver} and no weights: {number(_error_without_weights(row))}")
-    if row.nfe == 1:
+    if row.nfe == 1 and not row.is_refined:
         notes.append("with one evaluation there is nothing to fit: this is the plain solver")
     shrunk_to = report.get("shrunk_to", 1)
     if shrunk_to == 0 and row.nfe > 1:

@@ -90,7 +90,7 @@ def test_the_model_of_pictures_takes_prompts_of_words_that_it_knows(
 def test_one_step_makes_a_row_and_says_that_there_is_nothing_to_fit(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([*SMALL, "--steps", "1", "--out", str(out)]) == 0
+    assert main([*SMALL, "--refine-budget", "0", "--steps", "1", "--out", str(out)]) == 0
     (found,) = LambdaTable.load(out).rows
     assert found.weights.tolist() == [0.0]
     printed = capsys.readouterr().out

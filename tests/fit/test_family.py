@@ -121,13 +121,6 @@ def test_ipndm_is_no_start_beside_itself():
     assert list(family.starts) == ["row given", "plain solver"]
 
 
-@pytest.mark.parametrize(
-    ("row", "why"),
-    [
-        (LambdaRow("euler", [1.0, 0.0], (1,), [0.0]), "one evaluation there is nothing to refine"),
-        (row_of("euler", (2, 1, 1, 1)), "takes different steps here than when the row was made"),
-    ],
-)
-def test_what_has_no_family_is_refused(row, why):
-    with pytest.raises(DodeError, match=why):
-        family_of(row)
+def test_what_has_no_family_is_refused():
+    with pytest.raises(DodeError, match="takes different steps here than when the row was made"):
+        family_of(row_of("euler", (2, 1, 1, 1)))

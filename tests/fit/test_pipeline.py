@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import FrozenInstanceError
+from dataclasses import FrozenInstanceError, replace
 from itertools import pairwise
 
 import pytest
@@ -23,12 +23,14 @@ from dode_nodes import (
     refine,
     run_teacher,
 )
+from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
 from dode_nodes.sampling.solvers import sample_euler
 from tests.oracles import two_peaks
 from tests.toys import Counting, Interrupted, Telling, in_shapes, karras, latents
 
 SCHEDULES = [karras(3), karras(4)]
 TEACHER = Teacher(scale=4)
+SD = NoiseSchedule.stable_diffusion()
 
 
 def on(model=two_peaks):
@@ -156,6 +158,34 @@ def test_settings_are_in_every_row():
 
 
 # --- One evaluation -----------------------------------------------------------------------------------
+
+
+def schedules_of(name, steps, discard):
+    return make_sigmas(name, steps, SD, discard_penultimate=discard)
+
+
+@pytest.mark.parametrize("others", [[], [schedules_of("karras", 3, False)]])
+def test_with_a_first_step_that_is_free_one_evaluation_is_refined(others):
+    """And not where nobody may begin so: on other schedules, in some hosts, or with no budget for it."""
+    start = schedules_of("karras", 1, False)
+    group = Group(two_peaks, latents(24))
+    recipe = Recipe(teacher=TEACHER, refine_budget=100, make_sigmas=schedules_of)
+    subject = Pipeline(Latents([group]), [start, *others], recipe)
+    assert subject.remarks == []
+    plain, *_, refined = [row for row in subject.run() if row.nfe == 1]
+    assert (refined.is_refined, refined.steps, refined.free.first) == (True, 2, True)
+    assert refined.error_from() < 0.9 * plain.error_from()
+    for latents_given, changes in (
+        (Latents([group], free_first=False), {}),
+        (
+            Latents([group]),
+            {"make_sigmas": lambda name, steps, discard: schedules_of(name, steps, discard) * 1.1},
+        ),
+        (Latents([group]), {"refine_budget": 0.0}),
+    ):
+        without = Pipeline(latents_given, [start], replace(recipe, **changes))
+        assert "with one evaluation there is nothing to fit" in without.remarks[0]
+        assert without.cost.refining == ()
 
 
 @pytest.mark.parametrize("others", [[], SCHEDULES[:1]])

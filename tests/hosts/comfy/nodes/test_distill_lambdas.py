@@ -110,7 +110,7 @@ def test_the_stock_latents_say_what_made_them(own, make_model, dode):
 
 @pytest.mark.slow_host
 def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, on_the_node):
-    table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1", refine_budget=4.0)
+    table, _, _, by_dode, by_stock, summary = dode.distil(make_model(), steps="1")
     (row,) = table.rows
     assert row.weights.tolist() == [0.0]
     torch.testing.assert_close(by_dode["samples"], by_stock["samples"])
@@ -124,17 +124,21 @@ def test_one_step_is_the_plain_solver_and_that_is_said(make_model, dode, drawn, 
 @pytest.mark.slow_host
 def test_the_command_line_says_the_same_of_one_step(make_model, dode, on_the_node, capsys, tmp_path):
     dode.distil(make_model(), steps="1")
-    arguments = ["distill", "--steps", "1", "--latents", "2", "--scale", "1"]
+    arguments = ["distill", "--quality", "quick", "--steps", "1", "--latents", "2", "--scale", "1"]
     assert main([*arguments, "--out", str(tmp_path / "by_command.safetensors")]) == 0
     remark = capsys.readouterr().out.splitlines()[1]
     assert "nothing to fit" in remark
     assert on_the_node[0].endswith(f"; {remark}")
 
 
-@pytest.mark.slow_host
-def test_beside_one_step_the_others_are_refined(make_model, dode):
-    table = dode.table(make_model(), **REFINED | {"steps": "1, 4"})
-    assert [(row.paid_steps, row.is_refined) for row in table.rows] == [(1, False), (4, False), (4, True)]
+def test_one_evaluation_is_refined_too(make_model, dode):
+    model = make_model()
+    table = dode.table(model, **REFINED | {"steps": "1, 4", "latents": 16})
+    rows = [(row.nfe, row.is_refined) for row in table.rows]
+    assert rows == [(1, False), (4, False), (1, True), (4, True)]
+    converged = ksampler(model, empty(6), sampler="dpmpp_2m", scheduler="karras", steps=200)
+    stock = rms(ksampler(model, empty(6), scheduler="karras", steps=1), converged)
+    assert rms(dode.ksampler(model, table, empty(6), steps=1), converged) < 0.9 * stock
 
 
 def test_a_two_stage_solver_keeps_its_schedule_when_refined(make_model, dode):
