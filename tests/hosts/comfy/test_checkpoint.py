@@ -91,6 +91,22 @@ def load(checkpoint: Path) -> tuple[Any, ...]:
     return comfy.sd.load_checkpoint_guess_config(str(checkpoint))[:3]
 
 
+@pytest.fixture(scope="module")
+def loaded(checkpoint: Path, pack: ModuleType) -> tuple[Any, Any]:
+    """Model and text encoder, as the command line loads them: that takes most of a test's time."""
+    from dode_nodes.hosts.comfy.checkpoint import _load
+
+    return _load(checkpoint)
+
+
+@pytest.fixture
+def loaded_once(loaded: tuple[Any, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command line has them, whatever it is asked to load."""
+    from dode_nodes.hosts.comfy import checkpoint as loading
+
+    monkeypatch.setattr(loading, "_load", lambda path: loaded)
+
+
 @pytest.mark.parametrize(
     ("options", "why"),
     [
@@ -106,7 +122,7 @@ def test_what_cannot_be_is_refused(
     why: str,
     checkpoint: Path,
     out: Path,
-    pack: ModuleType,
+    loaded_once: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert main(arguments(checkpoint, out, *options)) == 2
@@ -148,25 +164,12 @@ def test_interrupted_it_saves_what_was_found(
 # --- distill-lora -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def loaded(checkpoint: Path, pack: ModuleType) -> tuple[Any, Any]:
-    """Model and text encoder, as the command line loads them: that takes most of a test's time."""
-    from dode_nodes.hosts.comfy.checkpoint import _load
-
-    return _load(checkpoint)
-
-
 @pytest.fixture
-def tiny_lora(
-    loaded: tuple[Any, Any], checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch
-) -> list[str]:
+def tiny_lora(loaded_once: None, checkpoint: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The command on little."""
     import dode_nodes.fit.quality as quality
-    from dode_nodes.fit import lora_pipeline
-    from dode_nodes.hosts.comfy import checkpoint as loading
-
-    monkeypatch.setattr(loading, "_load", lambda path: loaded)
     from dode_nodes.cli import train_lora_checkpoint
+    from dode_nodes.fit import lora_pipeline
     from dode_nodes.hosts.comfy import job
 
     monkeypatch.setattr(lora_pipeline, "TEACHER_STEPS", 3)
