@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import re
-import shutil
 from typing import Any
 
 import numpy as np
@@ -16,8 +15,6 @@ from PIL import Image
 
 from dode_nodes import LambdaRow, LambdaTable, sample_dode
 from dode_nodes.demo.models import load_demo_model
-from dode_nodes.hosts.comfy.launch import find_comfyui
-from dode_nodes.tables.code import to_code
 from tests.hosts.comfy.node_calls import saved_as
 from tests.import_comfyui import REPOSITORY
 from tests.server import PACK, ComfyServer, errors_of
@@ -205,34 +202,6 @@ def test_a_guider_is_distilled_and_its_table_sampled_with(server):
     (row,) = LambdaTable.load(path).rows
     assert row.settings["cfg"] == 1.0
     succeeded(server.run(sample_prompt(path.name, cfg=1.0)))
-
-
-@pytest.mark.slow_host
-def test_two_servers_save_into_one_folder_and_nothing_is_lost(server, tmp_path):
-    """Tables of the same numbers, which want the same name."""
-    folder = server.pack / "lambdas"
-    code = {
-        "class_type": "DODE_ImportLambdas",
-        "inputs": {"code": to_code(LambdaTable([LambdaRow("euler", [1.0, 0.5, 0.0], (1, 1), [0.0, 0.1])]))},
-    }
-
-    def save(author: str) -> dict[str, Any]:
-        words = {"rows": "", "author": author, "licence": "", "notes": "", "model_name": ""}
-        inputs = {"table": ["code", 0], "save_name": "shared"} | words
-        return {"code": code, "save": {"class_type": "DODE_SaveLambdas", "inputs": inputs}}
-
-    authors = {f"{number}" for number in range(30)}
-    with ComfyServer(find_comfyui(), tmp_path) as other:
-        shutil.rmtree(other.pack / "lambdas")
-        (other.pack / "lambdas").symlink_to(folder)
-        servers = (server, other)
-        queued = [(servers[int(author) % 2], author) for author in authors]
-        results = [(at, at.queue(save(author))) for at, author in queued]
-        for at, prompt_id in results:
-            succeeded(at.result(prompt_id))
-    saved = [LambdaTable.load(path) for path in folder.glob("shared-*.safetensors")]
-    assert sorted(table.rows[0].credit.author for table in saved) == sorted(authors)
-    assert not list(folder.glob(".*.part"))
 
 
 @pytest.mark.slow_host  # a server runs it as the fit of one row above

@@ -1,14 +1,18 @@
-"""A server whose output cannot hold λ or σ: as on Windows where it is redirected."""
+"""A second server, whose output cannot hold λ or σ, as on Windows where it is redirected; and both at once."""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
 import pytest
 
+from dode_nodes import LambdaRow, LambdaTable
 from dode_nodes.hosts.comfy.launch import find_comfyui
+from dode_nodes.tables.code import to_code
+from tests.hosts.comfy.test_server import succeeded
 from tests.server import ComfyServer
 
 pytestmark = [pytest.mark.comfyui, pytest.mark.slow_host]
@@ -17,7 +21,7 @@ SECONDS = 30
 
 
 @pytest.fixture(scope="module")
-def server(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
+def second(comfyui: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ComfyServer]:
     """It writes cp1252."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONUTF8", "0")
@@ -68,18 +72,18 @@ def applied(seed: int, steps: int) -> dict[str, Any]:
     return graph(seed, apply, ("KSampler", inputs))
 
 
-def test_plain_use(server):
-    assert status_of(server, server.queue(with_table(1))) == "success"
+def test_plain_use(second):
+    assert status_of(second, second.queue(with_table(1))) == "success"
 
 
-def test_the_next_prompt_runs(server):
+def test_the_next_prompt_runs(second):
     """After a remark on cfg, a λ that is not applied, and a row that is missing; the worst comes last."""
-    remarks = [server.queue(graph) for graph in (with_table(2, cfg=7.0), applied(3, steps=9))]
-    missing = server.queue(with_table(4, steps=7, strict=True))
-    last = server.queue(with_stock(5))
-    assert [status_of(server, each) for each in remarks] == ["success", "success"]
-    assert status_of(server, missing) == "error"
-    assert status_of(server, last) == "success"
+    remarks = [second.queue(graph) for graph in (with_table(2, cfg=7.0), applied(3, steps=9))]
+    missing = second.queue(with_table(4, steps=7, strict=True))
+    last = second.queue(with_stock(5))
+    assert [status_of(second, each) for each in remarks] == ["success", "success"]
+    assert status_of(second, missing) == "error"
+    assert status_of(second, last) == "success"
 
 
 def status_of(server: ComfyServer, prompt_id: str) -> str:
@@ -92,3 +96,29 @@ def status_of(server: ComfyServer, prompt_id: str) -> str:
         return entry and entry["status"]["status_str"]
 
     return server.wait(ended, SECONDS)
+
+
+def test_two_servers_save_into_one_folder_and_nothing_is_lost(server, second):
+    """Tables of the same numbers, which want the same name."""
+    folder = server.pack / "lambdas"
+    code = {
+        "class_type": "DODE_ImportLambdas",
+        "inputs": {"code": to_code(LambdaTable([LambdaRow("euler", [1.0, 0.5, 0.0], (1, 1), [0.0, 0.1])]))},
+    }
+
+    def save(author: str) -> dict[str, Any]:
+        words = {"rows": "", "author": author, "licence": "", "notes": "", "model_name": ""}
+        inputs = {"table": ["code", 0], "save_name": "shared"} | words
+        return {"code": code, "save": {"class_type": "DODE_SaveLambdas", "inputs": inputs}}
+
+    authors = {f"{number}" for number in range(30)}
+    shutil.rmtree(second.pack / "lambdas")
+    (second.pack / "lambdas").symlink_to(folder)
+    servers = (server, second)
+    queued = [(servers[int(author) % 2], author) for author in authors]
+    results = [(at, at.queue(save(author))) for at, author in queued]
+    for at, prompt_id in results:
+        succeeded(at.result(prompt_id))
+    saved = [LambdaTable.load(path) for path in folder.glob("shared-*.safetensors")]
+    assert sorted(table.rows[0].credit.author for table in saved) == sorted(authors)
+    assert not list(folder.glob(".*.part"))
