@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import colour
 import torch
@@ -33,9 +34,11 @@ from dode_nodes.fit.lora_pipeline import TEACHER, TEACHER_STEPS, best_rows
 from dode_nodes.fit.low_rank import LowRank
 from dode_nodes.fit.quality import QUALITIES, start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
+from dode_nodes.tables.picture_grid import Block, PictureRow, picture_grid
 
 BATCH = 4
 NO_GUIDANCE = 1.0
+_SHOWN = 8  # test latents
 
 
 @dataclass(frozen=True)
@@ -187,8 +190,27 @@ def frechet_of(bench: Bench, results: Tensor) -> float | None:
     return None if bench.model.name == PICTURES else frechet(results)
 
 
+def draw(bench: Bench, trials: Sequence[tuple[int, Trial]]) -> Path:
+    """The first test latents, one way below the other."""
+    model, shown = bench.model, slice(_SHOWN)
+    rows = [
+        PictureRow(
+            f"{steps} × {trial.name}",
+            model.pictures(trial.results[shown]).numpy(),
+            stock=trial.evaluations == 0,
+        )
+        for steps, trial in trials
+    ]
+    rows.append(PictureRow("converged", model.pictures(bench.converged[shown]).numpy(), heads_group=True))
+    title = f"Same noise, same network ({model.name}), cfg {bench.cfg:g}"
+    figure = picture_grid(rows, [Block(title, [""] * len(bench.converged[shown]))])
+    out = Path(__file__).parent / "figures" / f"lora_{model.name}.png"
+    figure.savefig(out)
+    return out
+
+
 def main() -> None:
-    """Measure and print."""
+    """Measure, print and draw."""
     torch.set_num_threads(1)
     options = arguments(
         __doc__, lists={"steps": (2, 3, 4)}, words={"methods": METHODS}, models=(*KINDS, PICTURES),
@@ -200,9 +222,11 @@ def main() -> None:
         lines: list[Sequence[object]] = [
             ("", "converged", 0.0, 0.0, frechet_of(bench, bench.converged), "", "", "")
         ]
+        trials = []
         for steps in options.steps:
             for method in options.methods:
                 found = METHODS[method](work, steps)
+                trials.append((steps, found))
                 results = found.results
                 lines.append((steps, found.name, bench.error(results), bench.median(results), frechet_of(bench, results),
                               found.evaluations, found.seconds, found.note))  # fmt: skip
@@ -217,6 +241,7 @@ def main() -> None:
             ["evaluations", "student", "RMS", "median", "Fréchet", "evaluations to train", "seconds", ""],
             lines,
         )
+        print(f"\nPictures: {draw(bench, trials)}")
 
 
 if __name__ == "__main__":

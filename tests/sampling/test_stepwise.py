@@ -47,13 +47,14 @@ def test_a_row_from_each_of_its_steps(solver, prediction, schedule):
         assert_same(stepped(Course.of(row, step), x), expected)
 
 
+@pytest.mark.parametrize("paid", [1, 5])
 @pytest.mark.parametrize("schedule", SCHEDULES)
-def test_a_free_first_step_in_bands_asks_the_network_once_less(schedule):
-    sigmas = SCHEDULES[schedule]
-    weights = np.tril(0.3 * np.random.default_rng(1).normal(size=(2, 6, 7)), 1)
-    began = np.append(np.geomspace(sigmas[0], sigmas[-2], 5), 0)
+def test_a_free_first_step_in_bands_asks_the_network_once_less(schedule, paid):
+    sigmas = torch.cat([SCHEDULES[schedule][: paid + 1], SCHEDULES[schedule][-1:]])
+    weights = np.tril(0.3 * np.random.default_rng(1).normal(size=(2, paid + 1, paid + 2)), 1)
+    began = np.append(np.geomspace(sigmas[0], sigmas[-2], paid), 0)
     row = LambdaRow(
-        "euler", sigmas.numpy(), (1,) * 6, weights, form="history", free=FreeOutputs(first=True, start=True),
+        "euler", sigmas.numpy(), (1,) * (paid + 1), weights, form="history", free=FreeOutputs(first=True, start=True),
         origin=Origin("refined", "euler", {}, began),
     )  # fmt: skip
     x, model = latents(2, sigma=float(sigmas[0])), Counting()

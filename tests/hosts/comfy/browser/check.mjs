@@ -1,11 +1,11 @@
 // What the browser tests want to know of the page, printed as JSON. All on one page, which takes seconds to load.
-// node check.mjs < { url, screenshots: folder, workflows: { name: { workflow, changes: { type: widgets } } },
-//                    hostile: { prompts: [ graphs in API format ] }, renderings: { workflow, changes: { name: … } } }
+// node check.mjs < { url, screenshots: folder or null, workflows: { name: { workflow, changes: { type: widgets } } },
+//                    hostile: [ graphs in API format ], renderings: { workflow, changes: { name: … } } }
 
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { tryHostile } from "./hostile.mjs";
-import { load, open, photograph, ready, run, setWidgets } from "./page.mjs";
+import { load, open, photograph, ready, run, setWidgets, showAll } from "./page.mjs";
 import { offersVue, tryRendering, VUE } from "./renderings.mjs";
 
 const request = JSON.parse(readFileSync(0, "utf8"));
@@ -17,7 +17,8 @@ for (const [name, example] of Object.entries(request.workflows)) {
 }
 report.older = await loadOlder(request.workflows);
 report.help = await openHelp("DODE_DistillLambdas");
-report.hostile = await tryHostile(page, errors, { ...request.hostile, screenshot: screenshot("hostile") });
+report.hostile = await tryHostile(page, errors, request.hostile);
+await keepScreenshot("hostile");
 await setPreviews("none");
 report.renderings = { "canvas without previews": await rendered("canvas without previews", false) };
 const vue = await offersVue(page);
@@ -31,8 +32,8 @@ report.errors = errors;
 await browser.close();
 console.log(JSON.stringify(report));
 
-function screenshot(name) {
-  return join(request.screenshots, `${name}.png`);
+async function keepScreenshot(name, take = (path) => page.screenshot({ path })) {
+  if (request.screenshots) await take(join(request.screenshots, `${name}.png`));
 }
 
 async function setPreviews(method) {
@@ -42,7 +43,9 @@ async function setPreviews(method) {
 
 async function rendered(name, isVue) {
   const { workflow, changes } = request.renderings;
-  return tryRendering(page, { vue: isVue, workflow, changes: changes[name], screenshot: screenshot(name) });
+  const facts = await tryRendering(page, { vue: isVue, workflow, changes: changes[name] });
+  await keepScreenshot(name);
+  return facts;
 }
 
 async function setAll(settings) {
@@ -59,7 +62,7 @@ async function loadWith(settings) {
   await page.waitForTimeout(2000); // the front end opens the graph of before
 }
 
-/** Load, run and photograph a workflow. */
+/** Load and run a workflow. */
 async function tryWorkflow(name, { workflow, changes }) {
   const errorsBefore = errors.length;
   await load(page, workflow);
@@ -83,10 +86,9 @@ async function tryWorkflow(name, { workflow, changes }) {
     [...window.previews].map((id) => window.app.graph.getNodeById(id)?.type),
   );
   facts.seconds = (Date.now() - begun) / 1000;
-  const photo = screenshot(name);
-  await photograph(page, photo); // brings all nodes into view: others keep the pictures that they had
-  await previewsGone();
-  await photograph(page, photo);
+  await showAll(page);
+  await outputsLoaded();
+  await keepScreenshot(name, (path) => photograph(page, path));
   facts.pictures = await page.evaluate(() =>
     window.app.graph.nodes
       .filter((node) => node.constructor.nodeData?.output_node)
@@ -101,13 +103,14 @@ async function tryWorkflow(name, { workflow, changes }) {
 }
 
 /** Wait a little for output nodes to show their output: the front end drops a preview with a delay. */
-async function previewsGone() {
-  const gone = () => {
+async function outputsLoaded() {
+  const loaded = () => {
     window.app.canvas.draw(true, true);
     const outputs = window.app.graph.nodes.filter((node) => node.constructor.nodeData?.output_node);
-    return outputs.every((node) => (node.imgs ?? []).every((image) => !image.src.startsWith("blob:")));
+    const isOutput = (image) => image.naturalWidth && !image.src.startsWith("blob:");
+    return outputs.every((node) => (node.imgs ?? []).every(isOutput));
   };
-  await page.waitForFunction(gone, null, { timeout: 5000 }).catch(() => null); // the test tells
+  await page.waitForFunction(loaded, null, { timeout: 5000 }).catch(() => null); // the test tells
 }
 
 /** Pairs of nodes that lie on each other, now that they show their pictures. */
@@ -180,7 +183,7 @@ async function openHelp(type) {
   await content.locator("h1").waitFor();
   await content.locator("img").first().waitFor();
   await page.waitForTimeout(500);
-  await page.screenshot({ path: screenshot("help") });
+  await keepScreenshot("help");
   return {
     text: await content.innerText(),
     widths: await content.locator("img").evaluateAll((images) => images.map((image) => image.naturalWidth)),

@@ -4,7 +4,7 @@ import { load, run } from "./page.mjs";
 
 /** Run graphs in API format. The tables are in the lists that the page has from its start: there they have not run, or
  * `errors` would tell that `ran` is unknown. */
-export async function tryHostile(page, errors, { prompts, screenshot }) {
+export async function tryHostile(page, errors, prompts) {
   const errorsBefore = errors.length;
   await page.evaluate(() => {
     window.ran = [];
@@ -17,7 +17,6 @@ export async function tryHostile(page, errors, { prompts, screenshot }) {
     failures.push(await run(page));
     await page.waitForTimeout(1500);
   }
-  await page.screenshot({ path: screenshot });
   return {
     failures,
     ran: await page.evaluate(() => window.ran),

@@ -96,8 +96,9 @@ async function picturesShown(page) {
   });
 }
 
-/** Bring the whole graph into view and photograph it, without menus. */
-export async function photograph(page, path) {
+/** Bring the whole graph into view, with its pictures: nodes that are not in view keep those that they had. The part of
+ * the page that it takes. */
+export async function showAll(page) {
   const box = await page.evaluate((margin) => {
     const { canvas, graph } = window.app;
     const boxes = [...graph.nodes, ...graph.groups].map((item) => {
@@ -119,6 +120,13 @@ export async function photograph(page, path) {
     canvas.draw(true, true);
     return { x: view.left, y: view.top, width: (right - left) * scale, height: (bottom - top) * scale };
   }, 20);
+  await picturesShown(page);
+  return box;
+}
+
+/** Photograph the whole graph, without menus. */
+export async function photograph(page, path) {
+  const clip = await showAll(page);
   const style = await page.addStyleTag({
     content: `.side-bar-panel, .side-tool-bar-container, .splitter-overlay, .comfyui-body-top,
       .comfyui-body-left, .comfyui-body-right, .comfyui-body-bottom, .graph-canvas-panel > :not(canvas),
@@ -127,8 +135,7 @@ export async function photograph(page, path) {
       }
       .dom-widget, .dom-widget * { visibility: visible !important }`,
   });
-  await picturesShown(page);
   await page.waitForTimeout(500);
-  await page.screenshot({ path, clip: box });
+  await page.screenshot({ path, clip });
   await style.evaluate((element) => element.remove());
 }

@@ -1,6 +1,6 @@
 // What output nodes show once a workflow has run, with nodes drawn on the canvas or by Vue ("Nodes 2.0").
 
-import { load, photograph, run, setWidgets } from "./page.mjs";
+import { load, run, setWidgets, showAll } from "./page.mjs";
 
 /** The setting that has nodes drawn by Vue. */
 export const VUE = "Comfy.VueNodes.Enabled";
@@ -11,15 +11,13 @@ export async function offersVue(page) {
   return page.evaluate((id) => window.app.ui.settings.settingsLookup[id]?.type === "boolean", VUE);
 }
 
-/** Run a workflow as nodes are drawn now, and photograph it. */
-export async function tryRendering(page, { vue, workflow, changes, screenshot }) {
+/** Run a workflow as nodes are drawn now. */
+export async function tryRendering(page, { vue, workflow, changes }) {
   await load(page, workflow);
   await setWidgets(page, changes);
   const failure = await run(page);
-  if (!vue) await photograph(page, screenshot); // brings all nodes into view: others keep the pictures that they had
-  const last = await outputsShown(page, vue);
-  await page.screenshot({ path: screenshot });
-  return { failure, shown: last };
+  if (!vue) await showAll(page);
+  return { failure, shown: await outputsShown(page, vue) };
 }
 
 /** What is shown once no output node is without a picture or shows a preview, or after 8 s: the test tells. The front
