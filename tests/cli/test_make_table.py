@@ -136,6 +136,7 @@ def test_a_name_that_is_taken_meanwhile_costs_no_work(out: Path, monkeypatch: py
     assert LambdaTable.load(out.with_name("mine-2.safetensors")).rows
 
 
+@pytest.mark.whole_race
 def test_interrupted_it_saves_what_was_found(
     out: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -107,6 +107,7 @@ def test_the_file_does_in_the_weights_what_it_did_beside_them(out: Path, rows: P
     assert (with_lora - goal).square().mean() < (alone - goal).square().mean()
 
 
+@pytest.mark.whole_race
 def test_rows_are_distilled_first_where_no_table_is_given(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

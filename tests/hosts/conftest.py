@@ -12,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from dode_nodes.fit import race
 from dode_nodes.sampling import solvers
 
 COMPONENTS = torch.tensor([-1.0, 0.3, 1.2])
@@ -68,17 +69,19 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def _short_race(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """A fit begins with a race of stock settings, which is most of a small one's work."""
-    if "pack" in request.fixturenames and not request.node.get_closest_marker("whole_race"):
-        from dode_nodes.fit import race
-
+    if not request.node.get_closest_marker("whole_race"):
         shorten_race(race, monkeypatch)
 
 
-def shorten_race(race: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let one solver start, on one schedule, with its first step free or not."""
-    few = {kind: schedules[:1] for kind, schedules in race.SCHEDULES.items()}
-    monkeypatch.setattr(race, "SCHEDULES", few)
-    monkeypatch.setattr(race, "SOLVERS", race.SOLVERS[1:2])
+def shorten_race(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let one solver start, on one schedule, with its first step free or not.
+
+    Args:
+        module: ``race``; the pack that a host has loaded has one of its own.
+    """
+    few = {kind: schedules[:1] for kind, schedules in module.SCHEDULES.items()}
+    monkeypatch.setattr(module, "SCHEDULES", few)
+    monkeypatch.setattr(module, "SOLVERS", module.SOLVERS[1:2])
 
 
 @pytest.fixture
