@@ -30,7 +30,7 @@ from tqdm import tqdm
 from dode_nodes import Group, LambdaRow, Latents, Pipeline, Recipe
 from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel, load_demo_model
-from dode_nodes.fit.latents import root_mean_square
+from dode_nodes.fit.latents import mean_squares
 from dode_nodes.fit.quality import GOOD, QUALITIES
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
@@ -114,15 +114,16 @@ def measured(model: DemoModel, steps: int, options: argparse.Namespace) -> Itera
         test = place.group(model, TEST_SEED, options.test_latents)
         end, own = converged(model, test)
 
-        def error(
+        def errors(
             solver: Sampler | None, row: LambdaRow | None, test: Group = test, end: Tensor = end
-        ) -> float:
+        ) -> str:
             at = sigmas if row is None else torch.tensor(row.sigmas, dtype=torch.float32)
-            return root_mean_square(sample_group(test, at, solver, row) - end)
+            found = mean_squares(sample_group(test, at, solver, row) - end).sqrt()
+            return f"{found.square().mean().sqrt():.4f} / {found.median():.4f}"
 
         here = refined if place is HOME else rows([place])[1]
         fitted = (plain, refined, of_cfgs[1], of_sides[1], here)
-        yield (name, error(stock, None), *(error(None, row) for row in fitted), own)
+        yield (name, errors(stock, None), *(errors(None, row) for row in fitted), own)
 
 
 def main() -> None:
@@ -132,8 +133,8 @@ def main() -> None:
         model = load_demo_model(kind)
         for steps in options.steps:
             print(
-                f"\n## {kind} model, {steps} steps\n\n{command()}. RMS distance to the converged solution of the place, "
-                f"{options.test_latents} test latents; rows fitted on {options.fit_latents}, a quarter held out. Home: "
+                f"\n## {kind} model, {steps} steps\n\n{command()}. RMS / median distance to the converged solution of the "
+                f"place, {options.test_latents} test latents; rows fitted on {options.fit_latents}, a quarter held out. Home: "
                 f"cfg {HOME.cfg:g}, all digits, 8×8, fp32. CFGs: {', '.join(f'{place.cfg:g}' for place in CFGS)}. Sizes: "
                 f"{', '.join(str(place.side) for place in SIDES)}."
             )
