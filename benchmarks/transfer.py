@@ -133,8 +133,9 @@ def main() -> None:
         model = load_demo_model(kind)
         for steps in options.steps:
             print(
-                f"\n## {kind} model, {steps} steps\n\n{command()}. RMS / median distance to the converged solution of the "
-                f"place, {options.test_latents} test latents; rows fitted on {options.fit_latents}, a quarter held out. Home: "
+                f"\n## {kind} model, {steps} steps\n\n{command()}. RMS / median distance to the converged solution of "
+                f"the place, {options.test_latents} test latents; rows fitted on {options.fit_latents}, a quarter held "
+                "out. Home: "
                 f"cfg {HOME.cfg:g}, all digits, 8×8, fp32. CFGs: {', '.join(f'{place.cfg:g}' for place in CFGS)}. Sizes: "
                 f"{', '.join(str(place.side) for place in SIDES)}."
             )
