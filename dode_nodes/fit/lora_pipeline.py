@@ -58,9 +58,10 @@ class LoraQuality:
 LORA_QUALITIES = {
     "quick": LoraQuality(64, 100),
     "good": LoraQuality(256, 400),
-    "best": LoraQuality(512, 1600),
+    "best": LoraQuality(1024, 1600),
 }
-"""Under the names that a fit has for the same choice (``quality``)."""
+"""Under the names that a fit has for the same choice (``quality``). More noises bring more than more batches on the same
+ones (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
