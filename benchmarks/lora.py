@@ -78,8 +78,8 @@ class Work:
         fine = make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, bench.model.noise_schedule)
         schedules = [
             fine,
-            *(self._euler_schedule(n) for n in steps),
-        ]  # of Euler: SFD's loss asks for its states
+            *map(self._euler_schedule, steps),
+        ]  # SFD's loss asks for the states of Euler's steps
         with evaluations_bar("teacher of the LoRAs") as tell:
             self.targets = run_teacher(bench.fit_latents(noises, seed=1), schedules, TEACHER, progress=tell)
 
