@@ -2,4 +2,4 @@
 
 from __future__ import annotations
 
-from tests.hosts.conftest import _short_race  # noqa: F401  # a fixture
+from tests.short_race import short_race  # noqa: F401  # a fixture

@@ -21,10 +21,8 @@ from dode_nodes import LambdaRow, LambdaTable, Pipeline
 from dode_nodes.cli.commands import main
 from dode_nodes.demo import experiment
 from dode_nodes.demo.results import FILES
-from dode_nodes.fit import race
 from dode_nodes.tables.provenance import HeldOutErrors
 from tests.demo.small import FRESH, make_small
-from tests.hosts.conftest import shorten_race
 
 pytest.importorskip("matplotlib")
 
@@ -274,7 +272,6 @@ class TestErrors:
 @pytest.fixture
 def small_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     make_small(monkeypatch)
-    shorten_race(race, monkeypatch)
 
 
 class TestDemo:

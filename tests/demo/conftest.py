@@ -13,7 +13,7 @@ from dode_nodes.demo.experiment import Demo
 from dode_nodes.demo.models import load_demo_model
 from dode_nodes.fit import race
 from tests.demo.small import make_small
-from tests.hosts.conftest import shorten_race
+from tests.short_race import shorten_race
 
 
 @dataclass

@@ -17,7 +17,7 @@ from dode_nodes.demo.experiment import USUAL, Usual, in_turns, settings_of
 from dode_nodes.errors import DodeError
 from dode_nodes.fit import race
 from tests.demo.small import make_small
-from tests.hosts.conftest import shorten_race
+from tests.short_race import shorten_race
 
 WEIGHTS = Path(str(resources.files("dode_nodes.demo") / "weights"))
 

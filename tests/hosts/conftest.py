@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dode_nodes.fit import race
 from dode_nodes.sampling import solvers
+from tests.short_race import short_race  # noqa: F401  # a fixture
 
 COMPONENTS = torch.tensor([-1.0, 0.3, 1.2])
 VARIANCE = 0.04
@@ -64,24 +64,6 @@ def _host_names(request: pytest.FixtureRequest) -> Iterator[None]:
     with torch.inference_mode():  # as the server runs nodes
         yield
     solvers.use_host(None)
-
-
-@pytest.fixture(autouse=True)
-def _short_race(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fit begins with a race of stock settings, which is most of a small one's work."""
-    if not request.node.get_closest_marker("whole_race"):
-        shorten_race(race, monkeypatch)
-
-
-def shorten_race(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let one solver start, on one schedule, with its first step free or not.
-
-    Args:
-        module: ``race``; the pack that a host has loaded has one of its own.
-    """
-    few = {kind: schedules[:1] for kind, schedules in module.SCHEDULES.items()}
-    monkeypatch.setattr(module, "SCHEDULES", few)
-    monkeypatch.setattr(module, "SOLVERS", module.SOLVERS[1:2])
 
 
 @pytest.fixture

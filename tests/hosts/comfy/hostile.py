@@ -41,9 +41,11 @@ def hostile_tables(server: ComfyServer) -> Iterator[tuple[str, str]]:
     facts["rows"][0]["solver"] = TURNED
     rows.write(folder / f"refused {NAME}.safetensors", facts, arrays)
     names = f"{NAME}.safetensors", f"refused {NAME}.safetensors"
-    yield names
-    for name in names:
-        (folder / name).unlink()
+    try:
+        yield names
+    finally:
+        for name in names:
+            (folder / name).unlink()
 
 
 def graph(name: str) -> dict[str, Any]:

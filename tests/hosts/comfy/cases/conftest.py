@@ -16,7 +16,7 @@ import torch
 from tests.hosts.comfy.cases import subjects
 from tests.hosts.comfy.cases.pack import Pack, load_pack
 from tests.hosts.comfy.cases.subjects import Subject
-from tests.hosts.conftest import shorten_race
+from tests.short_race import shorten_race
 
 
 @pytest.fixture
