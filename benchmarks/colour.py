@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from tqdm import tqdm
 
 from dode_nodes import Group, LambdaRow, Latents, Teacher
 from dode_nodes.demo.colour.models import ColourModel, load_colour_model
+from dode_nodes.demo.experiment import in_turns
 from dode_nodes.fit.pipeline import Pipeline, Recipe
 
 START = "beta"
@@ -42,7 +42,7 @@ class ColourBench(Bench):
 
     def fit_latents(self, latents: int, seed: int = 0) -> Latents:
         """Of the prompts that nothing is measured on, in turns."""
-        prompts = list(islice(cycle(self.model.prompts()[0]), latents))
+        prompts = in_turns(self.model.prompts()[0], latents)
         return Latents([prompted(self.model, self.cfg, FIT_SEED + 1000 * seed, prompts)], MICRO_BATCH)
 
     def from_converged(self, results: Tensor) -> Tensor:

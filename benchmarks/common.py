@@ -18,13 +18,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, LambdaRow, Latents, Progress, Teacher, run_teacher, sample_dode
-from dode_nodes.demo.experiment import demo_latents
+from dode_nodes import (
+    Group,
+    LambdaRow,
+    Latents,
+    Pipeline,
+    Progress,
+    Recipe,
+    Teacher,
+    run_teacher,
+    sample_dode,
+)
+from dode_nodes.demo.experiment import TEACHER, demo_latents
 from dode_nodes.demo.frechet import digit_features, frechet_distance_to_real
 from dode_nodes.demo.models import KINDS, DemoModel, load_demo_model
 from dode_nodes.demo.vae import decode_to_picture
 from dode_nodes.fit.latents import root_mean_square
-from dode_nodes.fit.quality import start_schedule
+from dode_nodes.fit.quality import GOOD, QUALITIES, start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
 from dode_nodes.sigmas import HOST_RTOL
@@ -129,6 +139,20 @@ def converged(
         teacher = Teacher(_REFERENCE["solver"], scale, flow=model.kind == "flow")
         targets = run_teacher(Latents([group], MICRO_BATCH), sigmas, teacher, progress=tell)
     return targets.ends[0], targets.own_error
+
+
+def good_rows(
+    model: DemoModel,
+    latents: Latents,
+    sigmas: Tensor,
+    solver: str = "euler",
+    progress: Callable[[Progress], None] | None = None,
+) -> list[LambdaRow]:
+    """What a fit of the quality good finds on a schedule: λ alone, and its refinement."""
+    recipe = Recipe(
+        solvers=[solver], teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=model.make_sigmas
+    )  # fmt: skip
+    return Pipeline(latents, [sigmas], recipe).run(progress)
 
 
 @contextmanager

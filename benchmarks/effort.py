@@ -10,17 +10,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common import MICRO_BATCH, Bench, arguments, converged, prepare, print_setting, print_table
+from common import MICRO_BATCH, Bench, arguments, converged, good_rows, prepare, print_setting, print_table
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import LambdaRow, Latents, Pipeline, Progress, Recipe, distill, run_teacher
+from dode_nodes import LambdaRow, Latents, Progress, distill, run_teacher
 from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel
 from dode_nodes.fit.evaluator import Evaluator
 from dode_nodes.fit.latents import in_order
 from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem, levenberg_marquardt
-from dode_nodes.fit.quality import GOOD, QUALITIES
 from dode_nodes.fit.refine import Refinement
 from dode_nodes.fit.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
 from dode_nodes.sampling.denoiser import dode_corrections
@@ -58,15 +57,11 @@ class Found:
     Attributes:
         error, median: on the test latents.
         held_out: RMS distance to the teacher on the latents held out of the fit.
-        evaluations: spent by then, the teacher's included.
-        teacher: the teacher's.
     """
 
     error: float
     median: float
     held_out: float
-    evaluations: int
-    teacher: int
 
 
 def families(steps: int) -> dict[str, list[Parameter]]:
@@ -100,10 +95,7 @@ def fitted(
     def found(student: Student) -> Found:
         batches = Latents([bench.test], MICRO_BATCH).batches()
         ends = in_order(batches, [student.run(batch.group.model, batch)[0] for batch in batches])
-        spent = targets.evaluations + sum(list(row.report["evaluations"].values())[1:]) + evaluator.spent()
-        return Found(
-            bench.error(ends), bench.median(ends), check.run(student).error, spent, targets.evaluations
-        )
+        return Found(bench.error(ends), bench.median(ends), check.run(student).error)
 
     yield found(start.student)
     for played in levenberg_marquardt(fit, start, parameters, JACOBIANS):
@@ -111,8 +103,8 @@ def fitted(
 
 
 def best(found: Sequence[Found]) -> Found:
-    """As ``refine`` chooses: the one that is best on the latents held out, at the cost of all."""
-    return replace(min(found, key=lambda f: f.held_out), evaluations=found[-1].evaluations)
+    """The one that is best on the latents held out."""
+    return min(found, key=lambda f: f.held_out)
 
 
 def schedule(bench: Bench, name: str, steps: int) -> Tensor:
@@ -120,12 +112,9 @@ def schedule(bench: Bench, name: str, steps: int) -> Tensor:
     return make_sigmas(name, steps, bench.model.noise_schedule)
 
 
-def by_pipeline(bench: Bench, latents: Latents, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
-    """The row that a fit of the quality good comes to."""
-    recipe = Recipe(
-        solvers=[solver], teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=bench.model.make_sigmas
-    )  # fmt: skip
-    return min(Pipeline(latents, [sigmas], recipe).run(), key=LambdaRow.error_from)
+def good_row(bench: Bench, latents: Latents, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
+    """The nearest that a fit of the quality good finds."""
+    return min(good_rows(bench.model, latents, sigmas, solver), key=LambdaRow.error_from)
 
 
 def errors_of(bench: Bench, row: LambdaRow) -> tuple[float, float]:
@@ -139,7 +128,7 @@ def against_latents(bench: Bench, steps: Sequence[int]) -> None:
     rows = []
     for n in steps:
         for latents in tqdm(LATENTS, desc=f"latents, {n} steps"):
-            row = by_pipeline(bench, bench.fit_latents(latents), bench.schedule(n))
+            row = good_row(bench, bench.fit_latents(latents), bench.schedule(n))
             spent = sum(row.report["evaluations"].values())
             rows.append((n, latents, *errors_of(bench, row), spent, row.label))
     print("\nLatents, a quarter of them held out:")
@@ -152,7 +141,7 @@ def against_starts(bench: Bench, steps: Sequence[int], latents: int) -> None:
     for n in steps:
         found = {}
         for solver, name in tqdm(STARTS, desc=f"starts, {n} steps"):
-            row = by_pipeline(bench, bench.fit_latents(latents), schedule(bench, name, n), solver)
+            row = good_row(bench, bench.fit_latents(latents), schedule(bench, name, n), solver)
             found[f"{solver}, {name}"] = errors_of(bench, row)
         least = [min(errors) for errors in zip(*found.values(), strict=True)]
         for start, errors in found.items():
@@ -168,7 +157,10 @@ class Without(Refinement):
     left_out: Sequence[str] = ()
 
     def _parts(self) -> dict[str, Callable[[Student], Student]]:
-        return {name: part for name, part in super()._parts().items() if name not in self.left_out}
+        parts = super()._parts()
+        for name in self.left_out:
+            del parts[name]
+        return parts
 
 
 def against_parts(bench: Bench, steps: Sequence[int], latents: int) -> None:
@@ -239,7 +231,7 @@ def main() -> None:
     for kind in options.models:
         bench = prepare(kind, options.cfg, options.test_latents)
         print_setting(bench)
-        print(f"Teacher {TEACHER}; students begin with D-euler (noise) on {START}.")
+        print(f"Teacher {TEACHER}; what is fitted without a race begins with D-euler (noise) on {START}.")
         against_latents(bench, options.steps)
         against_families(bench, options.steps, options.fit_latents)
         against_starts(bench, options.steps, options.fit_latents)

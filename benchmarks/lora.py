@@ -20,19 +20,19 @@ from pathlib import Path
 
 import colour
 import torch
-from common import Bench, arguments, evaluations_bar, frechet, prepare, print_setting, print_table
+from common import Bench, arguments, evaluations_bar, frechet, good_rows, prepare, print_setting, print_table
 from refinement import LAMBDAS, row_of
 from stock import HEATS, best_stock, combinations
 from torch import Tensor
 
-from dode_nodes import LambdaRow, LambdaTable, Pipeline, Recipe, run_teacher
+from dode_nodes import LambdaRow, LambdaTable, run_teacher
 from dode_nodes.demo.catalogue import PICTURES, load_model
 from dode_nodes.demo.colour.models import load_colour_model
 from dode_nodes.demo.models import KINDS
 from dode_nodes.fit.lora import END, STEP, LoraRecipe, LoraTraining
-from dode_nodes.fit.lora_pipeline import TEACHER, TEACHER_STEPS, best_rows
+from dode_nodes.fit.lora_pipeline import TEACHER, TEACHER_STEPS, best_rows, teacher_schedule
 from dode_nodes.fit.low_rank import LowRank
-from dode_nodes.fit.quality import QUALITIES, start_schedule
+from dode_nodes.fit.quality import start_schedule
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.tables.picture_grid import Block, PictureRow, picture_grid
 
@@ -74,8 +74,7 @@ class Work:
         self.bench, self.steps, self.budget, self.rank = bench, list(steps), budget, rank
         self._table = LambdaTable.load(LAMBDAS / f"demo_{bench.model.name}.safetensors")
         self._together: dict[int, Trial] = {}
-        flow = bench.model.kind == "flow"
-        fine = make_sigmas(start_schedule(flow=flow), TEACHER_STEPS, bench.model.noise_schedule)
+        fine = teacher_schedule(bench.model.make_sigmas, flow=bench.model.kind == "flow")
         schedules = [
             fine,
             *map(self._euler_schedule, steps),
@@ -99,9 +98,9 @@ class Work:
         latents = replace(
             self.bench.fit_latents(self._table.rows[0].settings["latents"]), free_first=free_first
         )
-        recipe = Recipe(refine_budget=QUALITIES["good"].budget(1), make_sigmas=self.bench.model.make_sigmas)
         with evaluations_bar(f"row, {n}") as tell:
-            (row,) = best_rows(Pipeline(latents, [self.bench.schedule(n)], recipe).run(tell), [n])
+            rows = good_rows(self.bench.model, latents, self.bench.schedule(n), progress=tell)
+        (row,) = best_rows(rows, [n])
         return row
 
     def stock(self, n: int) -> Trial:

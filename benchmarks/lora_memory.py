@@ -18,7 +18,7 @@ import torch
 from common import command, print_table
 from tqdm import tqdm
 
-from dode_nodes import LambdaRow, Latents
+from dode_nodes import LambdaRow
 from dode_nodes.demo.catalogue import PICTURES, load_model
 from dode_nodes.demo.experiment import demo_latents
 from dode_nodes.fit.lora import LoraRecipe, try_batch
@@ -47,7 +47,7 @@ def measure(steps: int, batch: int, checkpointing: bool | None) -> tuple[float, 
     torch.set_num_threads(1)
     model = load_model(PICTURES)
     adapters = LowRank(model.network, RANK)
-    latents: Latents = demo_latents(model, CFG, range(2 * batch), None)
+    latents = demo_latents(model, CFG, range(2 * batch))
     (group,) = latents.groups
     sigmas = torch.linspace(1, 0, steps + 1)
     row = LambdaRow("euler", sigmas.double().numpy(), (1,) * steps, [0.0] * steps)

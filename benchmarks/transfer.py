@@ -20,6 +20,7 @@ from common import (
     arguments,
     command,
     converged,
+    good_rows,
     print_table,
     sample_group,
 )
@@ -27,11 +28,9 @@ from stock import samplers
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import Group, LambdaRow, Latents, Pipeline, Recipe
-from dode_nodes.demo.experiment import TEACHER
+from dode_nodes import Group, LambdaRow, Latents
 from dode_nodes.demo.models import DemoModel, load_demo_model
 from dode_nodes.fit.latents import mean_squares
-from dode_nodes.fit.quality import GOOD, QUALITIES
 from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import Sampler
 
@@ -92,8 +91,7 @@ def rows_for(
     shares = [len(part) for part in torch.arange(latents).tensor_split(len(places))]
     seeds = accumulate(shares, initial=FIT_SEED)
     groups = [place.group(model, *share) for place, *share in zip(places, seeds, shares, strict=False)]
-    recipe = Recipe(teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=model.make_sigmas)
-    rows = Pipeline(Latents(groups, MICRO_BATCH), [sigmas], recipe).run()
+    rows = good_rows(model, Latents(groups, MICRO_BATCH), sigmas)
     plain, refined = ([row for row in rows if row.is_refined == refined] for refined in (False, True))
     return plain[0], min(refined or plain, key=LambdaRow.error_from)
 
