@@ -149,8 +149,20 @@ def good_rows(
     progress: Callable[[Progress], None] | None = None,
 ) -> list[LambdaRow]:
     """What a fit of the quality good finds on a schedule: λ alone, and its refinement."""
+    return fitted_rows(model, latents, sigmas, QUALITIES[GOOD].budget(1), solver, progress)
+
+
+def fitted_rows(
+    model: DemoModel,
+    latents: Latents,
+    sigmas: Tensor,
+    refine_budget: float,
+    solver: str = "euler",
+    progress: Callable[[Progress], None] | None = None,
+) -> list[LambdaRow]:
+    """The same with another budget, a multiple of the teacher's cost."""
     recipe = Recipe(
-        solvers=[solver], teacher=TEACHER, refine_budget=QUALITIES[GOOD].budget(1), make_sigmas=model.make_sigmas
+        solvers=[solver], teacher=TEACHER, refine_budget=refine_budget, make_sigmas=model.make_sigmas
     )  # fmt: skip
     return Pipeline(latents, [sigmas], recipe).run(progress)
 
