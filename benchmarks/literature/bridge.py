@@ -25,7 +25,7 @@ from dode_nodes.demo.networks import CLASSES
 from dode_nodes.sampling.schedules import make_sigmas
 
 BUDGET = 300_000
-"""Most evaluations that one fit may cost; where the authors' number of images costs more, it gets fewer."""
+"""Most evaluations that a fit for one number of steps may cost; where the authors' images cost more, it gets fewer."""
 FINE = 40
 """Steps of the teacher that is given where the authors work on finished pictures from files."""
 POLYNOMIAL = {"schedule_type": "polynomial", "schedule_rho": 7}
@@ -61,11 +61,12 @@ class Method:
     """How a method is measured, and with which options.
 
     Attributes:
+        measure: for a bench, evaluations, the folder of its modules and a variant.
         repository: its code, "owner/name" on GitHub, "owner/name@branch" if not the default; None for ours.
         inside: where its modules are in a checkout.
     """
 
-    measure: Callable[[Bench, int, Path | None, Any], Outcome]
+    measure: Callable[..., Outcome]
     variants: tuple[Any, ...]
     repository: str | None = None
     inside: str = ""
@@ -188,9 +189,8 @@ def checkout(folder: Path, *unused: str) -> Iterator[Callable[[str], ModuleType]
         sys.dont_write_bytecode = bytecode
         sys.path.remove(str(folder))
         for name in set(sys.modules) - before:
-            if name in unused or Path(getattr(sys.modules[name], "__file__", None) or "/").is_relative_to(
-                folder
-            ):
+            source = Path(getattr(sys.modules[name], "__file__", None) or "/")
+            if name in unused or source.is_relative_to(folder):
                 del sys.modules[name]
 
 

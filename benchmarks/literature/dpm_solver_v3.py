@@ -6,7 +6,7 @@ sign for each number; s and b are the linear fit of how f = (σε − l·x)/α c
 take a Jacobian-vector product. The states are those of the guided model's own trajectories, one for each latent.
 
 The recipe for guidance (second order, uniform time) with their corrector of pseudo order, and the same on EDM's σ: the
-best of the twelve at 5 and at 8 evaluations. With the 120 log-SNR of their latent recipe on 256 latents (theirs: 1,024).
+best of the twelve at 5 and at 8 evaluations. With the 120 log-SNR of their latent recipe on 128 latents (theirs: 1,024).
 The statistics serve every number of steps.
 """
 
@@ -37,7 +37,7 @@ class DpmSolverV3:
     corrector: bool = True
     order: int = 2
     intervals: int = 120
-    latents: int = 256
+    latents: int = 128
 
     def __str__(self) -> str:
         corrector = "with" if self.corrector else "without"
