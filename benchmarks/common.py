@@ -149,7 +149,7 @@ def good_rows(
     progress: Callable[[Progress], None] | None = None,
 ) -> list[LambdaRow]:
     """What a fit of the quality good finds on a schedule: λ alone, and its refinement."""
-    return fitted_rows(model, latents, sigmas, QUALITIES[GOOD].budget(1), solver, progress)
+    return fitted_rows(model, latents, sigmas, QUALITIES[GOOD].refine_budget, solver, progress)
 
 
 def fitted_rows(
@@ -160,7 +160,7 @@ def fitted_rows(
     solver: str = "euler",
     progress: Callable[[Progress], None] | None = None,
 ) -> list[LambdaRow]:
-    """The same with another budget, a multiple of the teacher's cost."""
+    """The same with another budget; see ``Recipe``."""
     recipe = Recipe(
         solvers=[solver], teacher=TEACHER, refine_budget=refine_budget, make_sigmas=model.make_sigmas
     )  # fmt: skip
@@ -196,7 +196,12 @@ def arguments(
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--models", nargs="+", choices=models, default=list(KINDS))
+    parser.add_argument(
+        "--models",
+        nargs="+",
+        choices=models,
+        default=[name for name in models if name in KINDS] or list(models),
+    )
     parser.add_argument("--cfg", type=float, default=2.0)
     for name, value in defaults.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)

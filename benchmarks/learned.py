@@ -33,9 +33,9 @@ from literature.bridge import Method, NotPossible, Outcome
 from torch import Tensor
 
 from dode_nodes import LambdaRow
-from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.fit.quality import QUALITIES
+from dode_nodes.fit.scope import UNIT
 from dode_nodes.sampling.schedules import make_sigmas
 
 OURS = "refined"
@@ -55,10 +55,12 @@ class Refined:
         return QUALITIES[self.quality or "best"].latents
 
     def budget(self, steps: int) -> float:
-        """The refinement's, as a multiple of the teacher's cost."""
+        """The refinement's; see ``Recipe``."""
         if self.quality:
-            return QUALITIES[self.quality].budget(1)
-        return LIMIT / (self.latents * TEACHER.scale * steps) - 2  # for the teacher, and for λ and the race
+            return QUALITIES[self.quality].refine_budget
+        return (
+            LIMIT / (self.latents * UNIT * steps) - 2
+        )  # for the teacher, for λ, and for runs from later steps
 
     def __str__(self) -> str:
         what = f"quality {self.quality}" if self.quality else f"at most {LIMIT} evaluations"

@@ -88,11 +88,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     fit.add_argument("--seed", type=int, default=0, help="seed of the noises (default: %(default)s)")
     fit.add_argument("--teacher", default="dpmpp_2m", metavar="SOLVER",
                      help="the sampler to follow (default: %(default)s)")  # fmt: skip
-    fit.add_argument("--scale", type=int, default=10, metavar="C",
-                     help="teacher steps per step of the few-step solver (default: %(default)s)")  # fmt: skip
+    fit.add_argument("--scale", type=int, default=0, metavar="C",
+                     help="teacher steps per step of the few-step solver "
+                     "(default: 30 in all, at least 5 per step)")  # fmt: skip
     fit.add_argument("--refine-budget", type=float, metavar="X",
-                     help="what the refinement of all rows may cost, as a multiple of the teacher's cost; 0 for λ alone "
-                     "(default: by quality)")  # fmt: skip
+                     help="what the refinement of a row may cost, as a multiple of ten of its own runs over all noises; "
+                     "0 for λ alone (default: by quality)")  # fmt: skip
     fit.add_argument("--micro-batch", type=int, metavar="N",
                      help="latents to evaluate at once; does not change the table "
                      f"(default: {MICRO_BATCH}; for a checkpoint, what fits into memory; for a pipeline, "
@@ -165,7 +166,7 @@ def _work(options: argparse.Namespace, bar: Bar) -> Work:
     if options.latents is None:
         options.latents = quality.count(len(options.prompt or []))
     if options.refine_budget is None:
-        options.refine_budget = quality.budget(len(options.steps))
+        options.refine_budget = quality.refine_budget
     if options.latents < 2:
         raise DodeError(
             f"set --latents to at least 2, one to fit and one to check on; it is {options.latents}"

@@ -205,7 +205,7 @@ class Embedded:
         recipe = Recipe(
             [START_SOLVER],
             teacher=Teacher(flow=flow),
-            refine_budget=quality_of(options.quality).budget(len(steps)),
+            refine_budget=quality_of(options.quality).refine_budget,
             settings={"cfg": cfg, "seed": options.seed, "schedule": schedule},
             make_sigmas=self._model.make_sigmas,
             or_stock=True,

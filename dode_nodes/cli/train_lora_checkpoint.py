@@ -92,7 +92,7 @@ class OfCheckpoint:
         usual = {"latents": quality.count(len(options.prompt)), "solver": START_SOLVER, "schedule": None}
         recipe = Recipe(
             solvers=[START_SOLVER],
-            refine_budget=quality.budget(len(options.steps)),
+            refine_budget=quality.refine_budget,
             settings={"cfg": options.cfg, "seed": options.seed},
             or_stock=True,
         )

@@ -31,8 +31,8 @@ from .models import DemoModel
 
 STUDENTS = ("euler", "dpmpp_2m", "ipndm")
 """What is distilled; what λ corrects, the held-out latents decide."""
-TEACHER = Teacher("dpmpp_2m", scale=10)
-REFINE_BUDGET = 12.0
+TEACHER = Teacher("dpmpp_2m")
+REFINE_BUDGET = 8.0
 """For weights and σ on all latents. With all by which the family can be widened it would take two and a half times as
 long."""
 
@@ -47,7 +47,7 @@ class Usual:
         latents: to distil on, the held-out quarter included.
         fresh_latents: to compare on.
         students: what is distilled.
-        refine_budget: as a multiple of the teacher's cost.
+        refine_budget: see ``Recipe``.
     """
 
     budgets: tuple[int, ...] = (5, 8, 10)

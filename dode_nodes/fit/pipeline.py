@@ -5,6 +5,7 @@ The node 'Distill λ', ``python -m dode_nodes distill`` and the demo use it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -44,8 +45,8 @@ class Recipe:
         solvers: the students' samplers, by name or as functions.
         predictions: which to try; of several, the one with the smaller held-out error is kept.
         teacher: what is followed.
-        refine_budget: evaluations that refining all rows may cost, as a multiple of the teacher's; 0 for none,
-            infinity for as much as pays.
+        refine_budget: evaluations that refining a row may cost, as a multiple of ten for each of the row's on all
+            latents; 0 for none, infinity for as much as pays. Of several schedules each gets less: of four or more, half.
         settings: facts to keep in the rows.
         make_sigmas: the host's schedules, among which a refinement looks for a start, and the best stock setting is
             looked for; None for those given alone.
@@ -182,7 +183,7 @@ class Pipeline:
             self.remarks.append(GOES_ON)
         if any(self.evaluations(i) == 1 and i not in self._refinable for i in range(len(schedules))):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
-        self._budgets = self._shares(recipe.refine_budget)
+        self._budget = recipe.refine_budget * _share_of_many(len(schedules))
         refining = self._planned()
         raced = [i for i, plan in zip(self._refinable, refining, strict=True) if plan.raced]
         self._searches = [None if i in raced else self._search(i) for i in range(len(schedules))]
@@ -234,11 +235,10 @@ class Pipeline:
     def _steps(self) -> list[Callable[[Progress], None]]:
         """From the teacher's states to the rows, in the order of their costs."""
         n = range(len(self._students))
-        refined = zip(self._refinable, self._budgets, strict=True)
         return [
             *(partial(self._greedy, i) for i in n),
             *(partial(self._find_stock, i) for i in n),
-            *(partial(self._refine, i, budget) for i, budget in refined),
+            *(partial(self._refine, i) for i in self._refinable),
         ]
 
     def evaluations(self, schedule: int) -> int:
@@ -289,7 +289,7 @@ class Pipeline:
             for each in self._contenders
         ]
 
-    def _refine(self, schedule: int, budget: float, progress: Progress) -> None:
+    def _refine(self, schedule: int, progress: Progress) -> None:
         """Refine the best of a schedule's rows; all of them are measured against the stock setting that this finds."""
         assert self.targets is not None  # noqa: S101  # the teacher has run
         mine = [each for each in self._contenders if each.schedule == schedule]
@@ -301,7 +301,7 @@ class Pipeline:
             self.targets,
             row,
             solver=own if row.is_callable else None,
-            budget=budget,
+            budget=self._budget,
             make_sigmas=self._recipe.make_sigmas,
             kept=None if self._kept is None else self._kept.part(f"refining-{schedule}"),
         )
@@ -355,11 +355,6 @@ class Pipeline:
     def _later_starts(self, student: GreedyStudent) -> int:
         return later_starts_cost(student.latents, student.queries.per_step)
 
-    def _shares(self, budget: float) -> list[float]:
-        """Each schedule's part of the budget, such that all fit as many latents as often."""
-        full = [self._plan(i, None).fitting for i in self._refinable]
-        return [budget * cost / sum(full) for cost in full]
-
     def _can_be_refined(self, schedule: int) -> bool:
         """Of one evaluation only where the first step of two can be free."""
         if self.evaluations(schedule) > 1:
@@ -371,14 +366,14 @@ class Pipeline:
         return True
 
     def _planned(self) -> list[Plan]:
-        pairs = zip(self._refinable, self._budgets, strict=True)
         try:
-            return [self._plan(i, budget) for i, budget in pairs]
+            return [self._plan(i, self._budget) for i in self._refinable]
         except DodeError as error:
-            budget = self._recipe.refine_budget
-            raise DodeError(
-                f"raise the refine budget of {budget:g}, which all schedules share: {error}"
-            ) from error
+            given = self._recipe.refine_budget
+            if given == self._budget:
+                raise
+            share = f"each of {len(self._students)} rows gets {self._budget / given:.2g} of the {given:g} that was given"
+            raise DodeError(f"{error}. Raise it: {share}") from error
 
     def _plan(self, i: int, budget: float | None) -> Plan:
         """For the schedule's student that costs most: which of them will be refined is not known yet."""
@@ -397,6 +392,12 @@ class Pipeline:
                 plan_refinement(self._teacher, row, budget, solver=_own(student), make_sigmas=make_sigmas)
             )
         return max(plans, key=lambda plan: plan.evaluations)
+
+
+def _share_of_many(schedules: int) -> float:
+    """What each of so many rows gets of the budget that it would have alone, half at least: nearly all that refining
+    gains comes early, and who wants many rows wants them today."""
+    return max(0.5, 1 / math.sqrt(schedules))
 
 
 def _own(student: GreedyStudent) -> Sampler | None:

@@ -17,7 +17,7 @@ class Quality:
 
     Attributes:
         latents: noises to fit on; a quarter of them is held out.
-        refine_budget: for each number of steps, as a multiple of the teacher's cost; see ``Recipe``.
+        refine_budget: see ``Recipe``.
         words: what it is, for people.
     """
 
@@ -29,14 +29,10 @@ class Quality:
         """How many noises, where so many groups share them: two for each at least, one to fit and one to check."""
         return max(self.latents, 2 * shares)
 
-    def budget(self, schedules: int) -> float:
-        """The refinement's, for so many schedules under one teacher: each gets as much as it would alone."""
-        return self.refine_budget * schedules
-
 
 QUALITIES = {
     "quick": Quality(8, 0.0, "λ alone, on 8 noises: a few minutes"),
-    "good": Quality(16, 4.0, "weights and σ refined, on 16 noises: about 3 times as long as quick"),
+    "good": Quality(16, 4.5, "weights and σ refined, on 16 noises: about 3 times as long as quick"),
     "best": Quality(48, math.inf, "all that pays, on 48 noises: about 25 times as long as quick"),
 }
 """Measured in network evaluations at 6 steps: at most 2,300, 7,200 and 61,000 (docs/measurements.md)."""

@@ -80,8 +80,9 @@ class Refinement:
             marked as not checked.
         row: what to start from, as ``distill`` makes it.
         solver: the sampler itself, where the row was distilled on a callable.
-        budget: evaluations that the fit may cost, as a multiple of the teacher's; latents, Jacobians and what else is
-            tried follow from it. Runs from later steps come on top. None for all latents and all that pays.
+        budget: evaluations that the fit may cost, as a multiple of ten for each of the row's on all latents; latents,
+            Jacobians and what else is tried follow from it. Runs from later steps come on top. None for all latents and
+            all that pays.
         make_sigmas: the host's schedules, for the race; None for no race.
         settings: facts to add to the row's.
         kept: where its Jacobians are kept, for another one of the same to go on after them; None for nowhere.
@@ -113,7 +114,7 @@ class Refinement:
         self._family = self._scope.family
         self._settings = dict(row.settings) | dict(checked(settings or {}, SETTINGS, "settings"))
         targets.check([float(row.sigmas[0]), 0.0])
-        self.plan = self._scope.plan(budget, targets.evaluations)
+        self.plan = self._scope.plan(budget)
         self._checked = bool(targets.latents.held_out)
         self._begin()
 

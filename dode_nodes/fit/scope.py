@@ -27,8 +27,13 @@ WIDE_JACOBIANS = 2
 LEADERS = 3
 """Starts that go one Jacobian further before one of them goes on."""
 BANDS = 2
-FEW_LATENTS = 8
-"""A budget pays for all Jacobians on so many latents before it pays for more latents."""
+UNIT = 10
+"""A budget is a multiple of so many evaluations for each of the row's, on all latents of the fit: the paper's teacher."""
+SOME_LATENTS = 8
+"""A budget pays for all Jacobians of one leader on so many latents before it pays for more leaders and latents."""
+FEW_LATENTS = 4
+"""On so many it pays for all Jacobians of one leader before it pays for more latents: four Jacobians on four latents come
+nearer than two on eight, for less (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
@@ -111,34 +116,39 @@ class Scope:
         checking = later_starts_cost(teacher.latents, counts, approach=approach)
         return cls(family, runners, len(teacher.latents), held_out_count(len(teacher.latents)), checking)
 
-    def plan(self, budget: float | None, teacher_evaluations: int) -> Plan:
+    @property
+    def unit(self) -> int:
+        """What a budget is a multiple of, in evaluations of one latent."""
+        return UNIT * self.family.row.nfe * self.latents
+
+    def plan(self, budget: float | None) -> Plan:
         """All that may pay, or what the budget pays for.
 
         Raises:
             DodeError: it pays for no Jacobian on one latent, or is no number.
         """
         if budget is not None and not budget > 0:
-            raise DodeError(f"budget must be a positive multiple of the teacher's cost, not {budget}")
+            raise DodeError(f"the refine budget must be a positive number, not {budget}")
         plans = [self._plan(*choice) for choice in self._preferred()]
         if budget is None:
             return plans[0]
         for plan in plans:
-            if plan.fitting <= budget * teacher_evaluations:
+            if plan.fitting <= budget * self.unit:
                 return plan
         raise DodeError(
-            f"a budget of {budget:g} is too small: refining {self.family.row.label} takes at least "
-            f"{plans[-1].fitting / teacher_evaluations:.2g} times the teacher's {teacher_evaluations} evaluations"
+            f"a refine budget of {budget:g} is too small: refining {self.family.row.label} takes at least "
+            f"{plans[-1].fitting / self.unit:.2g}"
         )
 
     def _preferred(self) -> list[tuple[int, int, int, bool]]:
         """(fitted latents, Jacobians, leaders of a race, widened), the most wanted first."""
         most, wide = self.latents - self.held, self.family.history
         leaders, one = (LEADERS, 1) if self.runners else (0, 0)
-        few = min(FEW_LATENTS, most)
+        some, few = min(SOME_LATENTS, most), min(FEW_LATENTS, most)
         return [
             (most, JACOBIANS, leaders, wide),
-            *((fitted, JACOBIANS, leaders, False) for fitted in range(most, few - 1, -1)),
-            (few, JACOBIANS, one, False),
+            *((fitted, JACOBIANS, leaders, False) for fitted in range(most, some - 1, -1)),
+            *((fitted, JACOBIANS, one, False) for fitted in range(some, few - 1, -1)),
             *((few, jacobians, 0, False) for jacobians in range(JACOBIANS, 0, -1)),
             *((fitted, 1, 0, False) for fitted in range(few - 1, 0, -1)),
         ]
@@ -191,4 +201,4 @@ def plan_refinement(
     Raises:
         DodeError: the budget is no positive number, or pays for nothing.
     """
-    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher).plan(budget, teacher.cost)
+    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher).plan(budget)

@@ -22,6 +22,11 @@ from .latents import Latents, MicroBatch, in_order, mean_squares
 from .progress import Progress, Tell
 from .runs import Run
 
+LEAST_SCALE = 5
+STEPS = 30
+"""Of DPM++ 2M a teacher's own distance to the converged solution is then a tenth of a refined student's, or less
+(docs/measurements.md); the paper's C of 10 takes up to three times as long."""
+
 
 @dataclass(frozen=True)
 class Teacher:
@@ -29,20 +34,21 @@ class Teacher:
 
     Attributes:
         solver: a sampler that asks exactly the σ it is given.
-        scale: its steps per student step (the paper's C).
+        scale: its steps per student step (the paper's C). 0: ``LEAST_SCALE``, or as many as give the longest
+            schedule ``STEPS`` of them.
         flow: measure steps in σ, not in log σ. None: where the schedule begins at σ ≤ 1.
 
     Raises:
-        DodeError: the scale is no whole number of at least 1.
+        DodeError: the scale is no whole number of at least 0.
     """
 
     solver: str | Sampler = "dpmpp_2m"
-    scale: int = 10
+    scale: int = 0
     flow: bool | None = None
 
     def __post_init__(self) -> None:
-        if type(self.scale) is not int or self.scale < 1:
-            raise DodeError(f"scale must be a whole number of at least 1, got {self.scale}")
+        if type(self.scale) is not int or self.scale < 0:
+            raise DodeError(f"scale must be a whole number of at least 0, got {self.scale}")
 
     @property
     def name(self) -> str:
@@ -50,7 +56,14 @@ class Teacher:
         return solver_name(self.solver)
 
     def __str__(self) -> str:
-        return f"{self.name}, C = {self.scale}"
+        return f"{self.name}, C = {self.scale}" if self.scale else self.name
+
+    def over(self, schedules: Sequence[Tensor]) -> Teacher:
+        """The same with what it left open decided: for students on these schedules."""
+        flow = is_flow(schedules[0]) if self.flow is None else self.flow
+        longest = max(len(sigmas) - 1 for sigmas in schedules)
+        scale = self.scale or max(LEAST_SCALE, math.ceil(STEPS / longest))
+        return replace(self, scale=scale, flow=flow)
 
     def grid(self, asked: Sequence[Sequence[float]], schedules: Sequence[Tensor]) -> Tensor:
         """The teacher's schedule: every σ that a student asks about, and interior points.
@@ -66,13 +79,14 @@ class Teacher:
         Returns:
             Descending σ, float64.
         """
-        flow = is_flow(schedules[0]) if self.flow is None else self.flow
+        chosen = self.over(schedules)
+        linear = bool(chosen.flow)
         steps = [sigmas.tolist() for sigmas in schedules]
         stops = distinct(sigma for sigmas in (*asked, *steps) for sigma in sigmas)
         grid = stops[:1]
         for high, low in pairwise(stops):
-            parts = max(math.ceil(self.scale * _share(high, low, s, flow) - 1e-4) for s in steps)
-            grid += _between(high, low, max(parts, 1), flow or low == 0)
+            parts = max(math.ceil(chosen.scale * _share(high, low, s, linear) - 1e-4) for s in steps)
+            grid += _between(high, low, max(parts, 1), linear or low == 0)
         return torch.tensor(grid, dtype=torch.float64)
 
 
@@ -309,7 +323,7 @@ def plan_teacher(
     schedules = [schedules] if isinstance(schedules, Tensor) else list(schedules)
     students = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
     check_schedules(schedules)
-    teacher = replace(teacher, flow=is_flow(schedules[0]) if teacher.flow is None else teacher.flow)
+    teacher = teacher.over(schedules)
     schedules = [at_least_float32(sigmas.detach().cpu()) for sigmas in schedules]
 
     lender = latents.lender

@@ -202,7 +202,7 @@ class TestErrors:
             ["distill", "--cfg", "inf"],
             ["distill", "--cfg", "-3"],
             ["distill", "--latents", "1"],
-            ["distill", "--scale", "0"],
+            ["distill", "--scale", "-1"],
             ["distill", "--micro-batch", "0"],
             ["distill", "--refine-budget", "-1"],
             ["distill", "--refine-budget", "nan"],

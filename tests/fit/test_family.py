@@ -112,7 +112,7 @@ def test_equal_starts_are_one_but_paid_for_as_two(solver, evaluations, starts, f
     other = family_of(row_of(solver, evaluations, form=form))
     assert list(plain.starts) == starts
     assert len(other.starts) == len(starts) + 1 == plain.most_starts
-    costs = {Scope(family, [], 8, 2, 0).plan(None, 1).fitting for family in (plain, other)}
+    costs = {Scope(family, [], 8, 2, 0).plan(None).fitting for family in (plain, other)}
     assert len(costs) == 1
 
 

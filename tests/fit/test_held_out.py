@@ -144,7 +144,7 @@ def test_search_is_counted_and_announced():
     row = distill(targets, SIGMAS, progress=told)
     spent = row.report["evaluations"]
     assert spent == {
-        "teacher": 50 * 7 + 25, "student": 5 * 7, "stock": 5, "shrinking": 15, "later starts": 2 * (4 + 3 + 2 + 1)
+        "teacher": 30 * 7 + 15, "student": 5 * 7, "stock": 5, "shrinking": 15, "later starts": 2 * (4 + 3 + 2 + 1)
     }  # fmt: skip
     assert sum(spent.values()) == model.evaluations + other.evaluations
     told.check(planned=sum(spent.values()) - spent["teacher"], spent=sum(spent.values()) - spent["teacher"])

@@ -23,8 +23,10 @@ from dode_nodes import (
     refine,
     run_teacher,
 )
+from dode_nodes.fit.scope import UNIT
+from dode_nodes.sampling.probe import probe_student
 from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
-from dode_nodes.sampling.solvers import sample_euler
+from dode_nodes.sampling.solvers import SOLVERS, sample_euler
 from tests.oracles import two_peaks
 from tests.toys import Counting, Interrupted, Telling, in_shapes, karras, latents
 
@@ -249,7 +251,9 @@ def test_cost_is_known_before_and_counted_down(budget, solvers):
     assert cost.teacher == plan_teacher(on(), SCHEDULES, TEACHER, solvers=solvers).cost
     rows = subject.run(told)
     told.check(planned=cost.total, spent=model.evaluations)
-    assert sum(plan.fitting for plan in cost.refining) <= budget * cost.teacher
+    for plan, schedule in zip(cost.refining, SCHEDULES, strict=False):
+        most = max(len(probe_student(SOLVERS[solver], schedule).sigmas) for solver in solvers)
+        assert plan.fitting <= budget * UNIT * most * len(on())
     stages = list(dict.fromkeys(note.stage for note in told))
     assert stages[0] == "teacher"
     assert ("refining" in stages) == bool(budget)
@@ -270,13 +274,18 @@ def test_it_can_be_a_part_of_something_longer():
     told.check(planned=subject.cost.total + 10, spent=part.done + 10)
 
 
-def test_a_budget_is_shared_so_that_all_schedules_fit_as_many_latents():
-    plans = pipeline(refine_budget=2, teacher=Teacher()).cost.refining
-    assert abs(plans[0].fitted - plans[1].fitted) <= 1
+@pytest.mark.parametrize(("count", "share"), [(1, 1), (2, 0.5**0.5), (4, 0.5), (6, 0.5)])
+def test_each_of_many_rows_has_a_part_of_the_budget_that_it_would_have_alone(count, share):
+    schedules = [karras(n) for n in range(2, 2 + count)]
+    together = pipeline(schedules=schedules, refine_budget=4).cost.refining
+    alone = [pipeline(schedules=[each], refine_budget=4 * share).cost.refining for each in schedules]
+    assert [plan.fitting for plan in together] == [plan.fitting for (plan,) in alone]
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_at_once():
-    with pytest.raises(DodeError, match=r"raise the refine budget of 0.01, .* too small"):
+    with pytest.raises(
+        DodeError, match=r"too small: .*\. Raise it: each of 2 rows gets 0.71 of the 0.01 that was given"
+    ):
         pipeline(refine_budget=0.01)
 
 

@@ -31,9 +31,9 @@ def grid_for(schedule, solver="euler", scale=10, flow=False):
 # --- What it is ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("scale", [0, -3, 2.5, True, "10", None])
+@pytest.mark.parametrize("scale", [-1, -3, 2.5, True, "10", None])
 def test_scale_must_be_a_whole_number(scale):
-    with pytest.raises(DodeError, match=f"scale must be a whole number of at least 1, got {scale}"):
+    with pytest.raises(DodeError, match=f"scale must be a whole number of at least 0, got {scale}"):
         Teacher(scale=scale)
 
 
@@ -77,7 +77,7 @@ def test_inner_stages_cut_a_step_into_shares():
 
 def test_several_students_have_what_each_has():
     schedules = [karras(5), karras(8)]
-    grid = Teacher().grid([s.tolist()[:-1] for s in schedules], schedules).tolist()
+    grid = Teacher(scale=10).grid([s.tolist()[:-1] for s in schedules], schedules).tolist()
     assert set(karras(5).tolist()) | set(karras(8).tolist()) <= set(grid)
     for schedule in schedules:
         for high, low in pairwise(schedule.tolist()):
@@ -88,8 +88,25 @@ def test_sigmas_that_differ_by_rounding_are_one():
     """Two such grid points would make a multistep teacher divide by their difference."""
     a, b = karras(5).float().double(), karras(5)
     assert not torch.equal(a, b)
-    grid = Teacher().grid([a.tolist()[:-1], b.tolist()[:-1]], [a, b])
+    grid = Teacher(scale=10).grid([a.tolist()[:-1], b.tolist()[:-1]], [a, b])
     assert len(grid) == 51
+
+
+@pytest.mark.parametrize(
+    ("steps", "scale"), [((2,), 15), ((3,), 10), ((5,), 6), ((6,), 5), ((12,), 5), ((2, 12), 5)]
+)
+def test_what_is_not_said_is_enough_for_any_number_of_steps(steps, scale):
+    """Few steps get more parts each: 30 in all, and never fewer than 5 each."""
+    schedules = [karras(n) for n in steps]
+    assert Teacher().over(schedules) == Teacher(scale=scale, flow=False)
+    asked = [schedule.tolist()[:-1] for schedule in schedules]
+    assert Teacher().grid(asked, schedules).tolist() == Teacher(scale=scale).grid(asked, schedules).tolist()
+    assert run_teacher(on(latents(1)), schedules).teacher.scale == scale
+
+
+def test_what_is_said_stays():
+    assert Teacher(scale=2, flow=True).over([karras(5)]) == Teacher(scale=2, flow=True)
+    assert Teacher().over([uniform(5)]).flow
 
 
 # --- The states ---------------------------------------------------------------------------------------
@@ -165,9 +182,9 @@ def test_evaluations_and_progress():
     """The run, and the same at half the steps on the held-out latents."""
     model, told = Counting(), Telling()
     subject = on(latents(8), model, micro_batch=3)
-    plan = plan_teacher(subject, SIGMAS)
+    plan = plan_teacher(subject, SIGMAS, Teacher(scale=10))
     assert (plan.cost, model.evaluations) == (40 * 8 + 20 * 2, 0)
-    targets = run_teacher(subject, SIGMAS, progress=told)
+    targets = run_teacher(subject, SIGMAS, Teacher(scale=10), progress=told)
     assert targets.evaluations == model.evaluations == plan.cost
     assert max(model.batches) == 3
     told.check(planned=plan.cost, spent=plan.cost)

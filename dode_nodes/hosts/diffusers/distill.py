@@ -79,7 +79,7 @@ class Request:
         """What to fit."""
         if self.recipe is not None:
             return self.recipe
-        budget = quality_of(self.quality).budget(len(set(self.steps)))
+        budget = quality_of(self.quality).refine_budget
         return Recipe(solvers=[START_SOLVER], refine_budget=budget, or_stock=self.schedule is None)
 
 

@@ -95,7 +95,7 @@ class Distillation:
         )
         recipe = Recipe(
             solvers=[START_SOLVER],
-            refine_budget=quality_of(request.quality).budget(len(sigmas)),
+            refine_budget=quality_of(request.quality).refine_budget,
             settings=_settings(request, start),
             make_sigmas=schedules_of(schedule),
             or_stock=True,

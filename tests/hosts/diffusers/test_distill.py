@@ -267,7 +267,7 @@ def test_a_quality_means_what_it_means_in_the_node(pipeline):
     for name, quality in QUALITIES.items():
         request = Request([prompt_of(pipe)], [3, 4], CFG, quality=name, call=size_of(pipe))
         assert request.count == quality.latents
-        assert request.wanted.refine_budget == 2 * quality.refine_budget  # for each number of steps
+        assert request.wanted.refine_budget == quality.refine_budget
         assert ("refining" in Distillation(pipe, request).remarks[0]) == (name != "quick")
     with pytest.raises(DodeError, match="quality must be one of quick, good, best"):
         distilled(pipe, quality="great", recipe=None)

@@ -35,7 +35,7 @@ class Expert:
         latents_of: empty latents of further sizes.
         positives: further prompts.
         latents: how many noises to fit on; 0 for what the quality says.
-        refine_budget: as a multiple of the teacher's cost; ``BY_QUALITY`` for what the quality says.
+        refine_budget: of a row, see ``Recipe``; ``BY_QUALITY`` for what the quality says.
         solver, scheduler: where the fit begins; ``AUTO`` for the usual.
         sigmas: a schedule in place of scheduler and steps.
         teacher: what is followed.
@@ -66,9 +66,9 @@ class Expert:
         """Those to try."""
         return PREDICTIONS if self.prediction == AUTO else (self.prediction,)
 
-    def budget(self, quality: Quality, schedules: int) -> float:
-        """The refinement's, of all rows."""
-        return quality.budget(schedules) if self.refine_budget == BY_QUALITY else self.refine_budget
+    def budget(self, quality: Quality) -> float:
+        """The refinement's, of each row."""
+        return quality.refine_budget if self.refine_budget == BY_QUALITY else self.refine_budget
 
     def count(self, quality: Quality, shares: int) -> int:
         """How many noises."""
@@ -181,8 +181,8 @@ def _fit_inputs() -> list[io.Input]:
             max=1000.0,
             step=0.5,
             tooltip="Refining fits the whole few-step solver, weights and σ, to the teacher's last state. The budget is "
-            "a multiple of the teacher's cost: at 4, it may take four times as long as the teacher. 0: λ alone. "
-            "-1: as the quality says.",
+            "what a row may cost, as a multiple of ten of its own runs over all noises: 4.5 for quality good. 0: λ "
+            "alone. -1: as the quality says.",
         ),
         io.Combo.Input(
             "solver",
@@ -206,10 +206,11 @@ def _fit_inputs() -> list[io.Input]:
         ),
         io.Int.Input(
             "scale",
-            default=10,
-            min=1,
+            default=0,
+            min=0,
             max=100,
-            tooltip="Teacher steps per student step (C in the paper).",
+            tooltip="Teacher steps per student step (C in the paper, which took 10). 0: 30 steps in all, and at least 5 "
+            "per step, which is exact enough for any sampler of second order.",
         ),
         io.Combo.Input(
             "prediction",

@@ -124,7 +124,7 @@ def request_for(combinations: Combinations, steps: str, quality: Quality, option
         solvers=[solver],
         predictions=options.predictions,
         teacher=options.teacher,
-        refine_budget=options.budget(quality, len(schedules)),
+        refine_budget=options.budget(quality),
         settings={"scheduler": "sigmas" if own else scheduler},
         make_sigmas=None if own else schedules_of(model),
         or_stock=auto and options.solver == AUTO,
