@@ -38,6 +38,9 @@ SOLVERS: tuple[tuple[str, Mapping[str, Any]], ...] = (
     ("deis", MappingProxyType({})),
     ("dpmpp_2m", MappingProxyType({})),
 )
+ALSO_STOCK: tuple[tuple[str, Mapping[str, Any]], ...] = (("gradient_estimation", MappingProxyType({})),)
+"""Of hosts that have it, and with no first step that is free: the best on some networks with few steps. (uni_pc is best
+on others, but a KSampler runs it without the penultimate σ whatever one chooses.)"""
 SCHEDULES: Mapping[tuple[bool, bool], tuple[tuple[str, bool], ...]] = {
     (False, True): (("karras", True), ("beta", False), ("beta", True)),
     (False, False): (("karras", True), ("karras", False), ("exponential", True)),
@@ -117,9 +120,10 @@ def entrants(
     step is free."""
     found: list[Entrant] = []
     schedules = SCHEDULES[flow, evaluations < _FEW]
-    for (scheduler, discard), (solver, options), free in product(
-        schedules, SOLVERS, (False, True)[: 1 + free_first]
-    ):
+    for (scheduler, discard), (solver, options), free in [
+        *product(schedules, SOLVERS, (False, True)[: 1 + free_first]),
+        *product(schedules, ALSO_STOCK, (False,)),
+    ]:
         student = _student(evaluations, sigma, solver, options, scheduler, discard, free, make_sigmas, lender)
         if student is None or any(same_student(student, other.student) for other in found):
             continue

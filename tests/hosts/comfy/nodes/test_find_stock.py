@@ -25,6 +25,8 @@ def find(dode, model, **changes):
 @pytest.mark.whole_race
 @pytest.mark.parametrize("kind", ["EPS", "FLOW"])
 def test_the_winner_is_near_the_best_that_a_ksampler_can_be_set_to(kind, make_model, dode):
+    from dode_nodes.fit import race
+
     model = make_model(kind)
     sampler, sigmas, summary, report = find(dode, model)
     assert len(sigmas) == STEPS + 1
@@ -41,21 +43,24 @@ def test_the_winner_is_near_the_best_that_a_ksampler_can_be_set_to(kind, make_mo
         for scheduler in ("karras", "beta", "simple", "normal")
     }
     assert winner <= 1.1 * min(usual.values())
-    assert re.match(r"best of \d+ at 5 evaluations: ", summary)
+    tried = int(re.match(r"best of (\d+) at 5 evaluations: ", summary)[1])
+    assert tried == 12 + 3 * len(race.ALSO_STOCK)  # each on three schedules
 
 
-def test_a_setting_that_a_ksampler_has_is_named_so(make_model, dode, monkeypatch, on_the_node):
+@pytest.mark.parametrize("name", ["dpmpp_2m", "gradient_estimation"])
+def test_a_setting_that_a_ksampler_has_is_named_so(name, make_model, dode, monkeypatch, on_the_node):
     """Of one start only: what is said is what a KSampler makes of it."""
     from dode_nodes.fit import race
 
-    monkeypatch.setattr(race, "SOLVERS", (("dpmpp_2m", {}),))
+    monkeypatch.setattr(race, "SOLVERS", ())
+    monkeypatch.setattr(race, "ALSO_STOCK", ((name, {}),))
     monkeypatch.setattr(race, "SCHEDULES", dict.fromkeys(race.SCHEDULES, (("beta", False),)))
     model = make_model()
     sampler, sigmas, summary, _ = find(dode, model)
     lines = summary.splitlines()
-    assert lines[0] == on_the_node[-1] == "best of 1 at 5 evaluations: dpmpp_2m, beta"
-    assert lines[1] == "in KSampler: sampler_name dpmpp_2m, scheduler beta"
-    by_ksampler = ksampler(model, empty(), sampler="dpmpp_2m", scheduler="beta", steps=STEPS)
+    assert lines[0] == on_the_node[-1] == f"best of 1 at 5 evaluations: {name}, beta"
+    assert lines[1] == f"in KSampler: sampler_name {name}, scheduler beta"
+    by_ksampler = ksampler(model, empty(), sampler=name, scheduler="beta", steps=STEPS)
     assert rms(sample_custom(model, sampler, sigmas, empty()), by_ksampler) < 1e-6
 
 
