@@ -249,7 +249,7 @@ def cancel_at(count: int) -> Callable[[int], None]:
     ("part", "saved"),
     [
         pytest.param(0.04, [], marks=pytest.mark.slow_host),
-        pytest.param(0.11, ["greedy"], marks=pytest.mark.slow_host),
+        pytest.param(0.075, ["greedy"], marks=pytest.mark.slow_host),
         (0.5, ["greedy", "interrupted"]),
         pytest.param(0.99, ["greedy", "whole"], marks=pytest.mark.slow_host),
     ],
