@@ -200,7 +200,7 @@ def ranking(runners: Sequence[Entrant], latents: Sequence[int], on: On) -> list[
         problem = on([latents[i] for i in heat])
         ran = sorted((_further(each, problem) for each in runners), key=_order)
         kinds = [[each for each in ran if each.is_stock == stock] for stock in (True, False)]
-        runners = [each for kind in kinds for each in kind[: _half(len(kind))]]
+        runners = [each for kind in kinds for each in kind[: half(len(kind))]]
         out = [*(each for each in ran if each not in runners), *out]
     return [*sorted(runners, key=_order), *out]
 
@@ -216,14 +216,14 @@ def race_cost(runners: Sequence[Entrant], latents: int) -> int:
     total = 0
     for heat in _heats(latents):
         total += len(heat) * sum(counts) * runners[0].student.evaluations if runners else 0
-        counts = [_half(count) for count in counts]
+        counts = [half(count) for count in counts]
     return total
 
 
 def finalists(runners: int) -> int:
     """How many of so many of one kind are left after the heats."""
     for _ in range(_HEATS):
-        runners = _half(runners)
+        runners = half(runners)
     return runners
 
 
@@ -234,7 +234,8 @@ def _heats(latents: int) -> list[range]:
     return [range(start, start + size) for start in starts]
 
 
-def _half(count: int) -> int:
+def half(count: int) -> int:
+    """How many of so many go on after a heat."""
     return (count + 1) // 2
 
 

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from itertools import count
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -35,7 +36,7 @@ from .family import in_bands, with_gaussian, with_start
 from .held_out import with_later_starts
 from .levenberg_marquardt import LeastSquaresProblem, Played, geometric_mean, levenberg_marquardt
 from .progress import Progress, Tell
-from .race import Entrant, MakeSigmas, race, stock_among
+from .race import Entrant, MakeSigmas, half, race, stock_among
 from .scope import BANDS, WIDE_JACOBIANS, Scope
 from .student import Student
 from .teacher import Targets
@@ -198,19 +199,22 @@ class Refinement:
             self._best_stock = entrant.setting(self._shown(stage), shown_on, stock_among(self._scope.runners))
 
     def _descend(self, leaders: Sequence[tuple[str, Played]]) -> Iterator[tuple[str, Played]]:
-        """Each one Jacobian, then the one that is nearest all the others."""
-        descents: list[tuple[float, int, str, Iterator[Played]]] = []
+        """Jacobian by Jacobian. After each the better half of those that are left goes on: what is in front after the
+        first need not be so after the second."""
+        running: list[tuple[str, Iterator[Played]]] = []
         for name, start in leaders:
             parameters = self._family.parameters(start.student)
             descent = levenberg_marquardt(self._fit, start, parameters, self.plan.jacobians, self._done)
-            of = "" if len(leaders) == 1 else f" of {name}"
-            if (first := next(descent, None)) is not None:
-                yield f"Jacobian 1{of}", first
-                descents.append((self.stages[-1].distance, len(descents), of, descent))
-        if descents:
-            _, _, of, descent = min(descents)
-            for i, played in enumerate(descent):
-                yield f"Jacobian {i + 2}{of}", played
+            running.append(("" if len(leaders) == 1 else f" of {name}", descent))
+        for round_ in count(1):
+            ran: list[tuple[float, int]] = []
+            for i, (of, descent) in enumerate(running):
+                if (played := next(descent, None)) is not None:
+                    yield f"Jacobian {round_}{of}", played
+                    ran.append((self.stages[-1].distance, i))
+            if not ran:
+                return
+            running = [running[i] for _, i in sorted(ran)[: half(len(ran))]]
 
     def _parts(self) -> dict[str, Callable[[Student], Student]]:
         """By which the family can be widened here."""

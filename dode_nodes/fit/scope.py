@@ -16,7 +16,7 @@ from .family import Family, in_bands, with_gaussian, with_start
 from .held_out import later_starts_cost
 from .latents import held_out_count
 from .levenberg_marquardt import RUNS
-from .race import Entrant, MakeSigmas, entrants, finalists, race_cost, stock_among
+from .race import Entrant, MakeSigmas, entrants, finalists, half, race_cost, stock_among
 from .student import Student, first_changed, jacobian_cost
 from .teacher import Targets, TeacherRun
 
@@ -25,7 +25,7 @@ JACOBIANS = 4
 WIDE_JACOBIANS = 2
 """At most, for each part by which the family is widened."""
 LEADERS = 3
-"""Starts that go one Jacobian further before one of them goes on."""
+"""Starts that go one Jacobian further; the better half of them goes another one, and so on until one is left."""
 BANDS = 2
 UNIT = 10
 """A budget is a multiple of so many evaluations for each of the row's, on all latents of the fit: the paper's teacher."""
@@ -43,7 +43,7 @@ class Plan:
     Attributes:
         fitted: latents that are fitted.
         jacobians: at most, of weights and σ.
-        leaders: starts that go one Jacobian further before one of them goes on; 0 where none are raced first.
+        leaders: starts that go one Jacobian further, see ``LEADERS``; 0 where none are raced first.
         widened: whether the family is widened then.
         fitting: evaluations of one latent each, at most: what a budget is compared with.
         checking: those of runs from later steps, at most.
@@ -164,7 +164,7 @@ class Scope:
         )
         n = member.evaluations
         cost = starts * n * (fitted + self.held) + race_cost(runners, fitted)
-        cost += (descents - 1 + jacobians) * self._descent(member, fitted)
+        cost += _jacobians_of(descents, jacobians) * self._descent(member, fitted)
         if widened:
             begun = with_start(member)
             wide = in_bands(begun, BANDS)
@@ -179,6 +179,15 @@ class Scope:
         n = student.evaluations
         steps = RUNS * (n - student.made_before(first_changed(parameters)))
         return (jacobian_cost(parameters, student) + steps) * fitted + n * self.held
+
+
+def _jacobians_of(starts: int, jacobians: int) -> int:
+    """Of all that set out, the better half going on after each."""
+    total = 0
+    for _ in range(jacobians):
+        total += starts
+        starts = half(starts)
+    return total
 
 
 def plan_refinement(
