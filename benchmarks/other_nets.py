@@ -28,7 +28,7 @@ from common import (
     print_setting,
     print_table,
 )
-from stock import best_stock, combinations
+from stock import best_stock, combinations, race_by_hosts_samplers
 from torch import Tensor
 from tqdm import tqdm
 
@@ -126,6 +126,7 @@ def main() -> None:
     options = arguments(
         __doc__, models=tuple(HEATS), lists={"steps": STEPS, "starts": ()}, test_latents=256, fit_latents=16
     )
+    race_by_hosts_samplers()
     for name in options.models:
         bench = prepare(name, options.cfg, options.test_latents)
         print(f"\n# {name}")

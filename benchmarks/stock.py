@@ -24,7 +24,7 @@ from dode_nodes.hosts.comfy.launch import find_comfyui, start_comfyui
 from dode_nodes.sampling.denoiser import DenoiserProxy
 from dode_nodes.sampling.probe import probe_student
 from dode_nodes.sampling.schedules import SCHEDULES, make_sigmas
-from dode_nodes.sampling.solvers import SOLVERS, Sampler
+from dode_nodes.sampling.solvers import SOLVERS, Sampler, use_host
 
 ENDINGS = (("full", False), ("penultimate σ dropped", True))
 HEATS = ((12, 8),)
@@ -74,6 +74,14 @@ def _host_starts() -> bool:
         return False
     start_comfyui()
     return True
+
+
+def race_by_hosts_samplers() -> None:
+    """Let fits race what they would race in ComfyUI, if there is one."""
+    if _host_starts():
+        from dode_nodes.hosts.comfy.host_samplers import host_names, host_sampler
+
+        use_host(host_sampler, host_names)
 
 
 def hosted(bench: Bench) -> Bench:
