@@ -90,7 +90,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                      help="the sampler to follow (default: %(default)s)")  # fmt: skip
     fit.add_argument("--scale", type=int, default=0, metavar="C",
                      help="teacher steps per step of the few-step solver "
-                     "(default: 30 in all, at least 5 per step)")  # fmt: skip
+                     "(default: 30 in all, at least 5 per step, for a flow model 8)")  # fmt: skip
     fit.add_argument("--refine-budget", type=float, metavar="X",
                      help="what the refinement of a row may cost, as a multiple of ten of its own runs over all noises; "
                      "0 for λ alone (default: by quality)")  # fmt: skip

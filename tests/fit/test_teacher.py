@@ -106,7 +106,8 @@ def test_what_is_not_said_is_enough_for_any_number_of_steps(steps, scale):
 
 def test_what_is_said_stays():
     assert Teacher(scale=2, flow=True).over([karras(5)]) == Teacher(scale=2, flow=True)
-    assert Teacher().over([uniform(5)]).flow
+    assert Teacher().over([uniform(5)]) == Teacher(scale=8, flow=True)
+    assert Teacher().over([uniform(3)]) == Teacher(scale=10, flow=True)
 
 
 # --- The states ---------------------------------------------------------------------------------------

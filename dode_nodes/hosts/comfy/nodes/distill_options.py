@@ -210,7 +210,7 @@ def _fit_inputs() -> list[io.Input]:
             min=0,
             max=100,
             tooltip="Teacher steps per student step (C in the paper, which took 10). 0: 30 steps in all, and at least 5 "
-            "per step, which is exact enough for any sampler of second order.",
+            "per step (8 for flow models), which is exact enough for a sampler of second order.",
         ),
         io.Combo.Input(
             "prediction",
