@@ -45,14 +45,16 @@ LIMIT = 30_000
 
 @dataclass(frozen=True)
 class Refined:
-    """Ours, as the nodes fit: of a quality; without one, limited, on the noises of best."""
+    """Ours, as the nodes fit: of a quality; without one, limited, on the noises of best. ``noises``: in place of the
+    quality's."""
 
     quality: str | None = None
+    noises: int | None = None
 
     @property
     def latents(self) -> int:
         """Noises to fit on."""
-        return QUALITIES[self.quality or "best"].latents
+        return self.noises or QUALITIES[self.quality or "best"].latents
 
     def budget(self, steps: int) -> float:
         """The refinement's; see ``Recipe``."""
@@ -83,7 +85,7 @@ def refined(bench: Bench, steps: int, _: Path | None, variant: Refined) -> Outco
 
 
 METHODS = {
-    OURS: Method(refined, (Refined("good"), Refined(), Refined("best"))),
+    OURS: Method(refined, (Refined("good"), Refined("good", 48), Refined(), Refined("best"))),
     "dyweight": dyweight.METHOD,
     "amed": amed.METHOD,
     "gits": gits.METHOD,
