@@ -42,6 +42,8 @@ from dode_nodes.sigmas import HOST_RTOL
 FIT_SEED, TEST_SEED = 1_000_000, 3_000_000
 """The latents from 2,000,000 on were looked at while the refinement was designed: no number comes from them."""
 MICRO_BATCH = 32
+STEPS = (2, 3, 4, 5, 6, 8, 10, 12)
+"""Evaluations of the tables that ship."""
 _REFERENCE = {"solver": "ipndm", "steps": 12, "schedule": {"eps": "karras", "flow": "beta"}, "scale": 16}
 """A teacher of 12 × 16 steps, the interval into σ = 0 cut as finely: 4e-3 from a last step from σ_min to 0 on EPS."""
 
@@ -69,9 +71,10 @@ class Bench:
         test = replace(self.test, x=self.test.x[:latents])
         return replace(self, test=test, converged=self.converged[:latents])
 
-    def schedule(self, steps: int) -> Tensor:
-        """The students' schedule."""
-        return make_sigmas(start_schedule(flow=self.model.kind == "flow"), steps, self.model.noise_schedule)
+    def schedule(self, steps: int, name: str | None = None) -> Tensor:
+        """The students' schedule; None for where a fit begins if nobody says otherwise."""
+        name = name or start_schedule(flow=self.model.kind == "flow")
+        return make_sigmas(name, steps, self.model.noise_schedule)
 
     def sample(
         self, sigmas: Tensor, solver: str | Sampler | None = None, row: LambdaRow | None = None
@@ -94,6 +97,10 @@ class Bench:
     def median(self, results: Tensor) -> float:
         """The median latent's distance: a few latents that end as another picture dominate the RMS."""
         return float(self.from_converged(results).double().flatten(1).square().mean(1).sqrt().median())
+
+    def errors(self, results: Tensor) -> tuple[float, float]:
+        """RMS and median."""
+        return self.error(results), self.median(results)
 
 
 def _seeds(first: int, latents: int) -> range:
@@ -141,30 +148,42 @@ def converged(
     return targets.ends[0], targets.own_error
 
 
-def good_rows(
-    model: DemoModel,
-    latents: Latents,
-    sigmas: Tensor,
-    solver: str = "euler",
-    progress: Callable[[Progress], None] | None = None,
-) -> list[LambdaRow]:
-    """What a fit of the quality good finds on a schedule: λ alone, and its refinement."""
-    return fitted_rows(model, latents, sigmas, QUALITIES[GOOD].refine_budget, solver, progress)
-
-
 def fitted_rows(
     model: DemoModel,
     latents: Latents,
     sigmas: Tensor,
-    refine_budget: float,
     solver: str = "euler",
+    *,
+    refine_budget: float = QUALITIES[GOOD].refine_budget,
     progress: Callable[[Progress], None] | None = None,
 ) -> list[LambdaRow]:
-    """The same with another budget; see ``Recipe``."""
+    """What a fit finds on a schedule: λ alone, and its refinement; by default with the budget of the quality good."""
     recipe = Recipe(
         solvers=[solver], teacher=TEACHER, refine_budget=refine_budget, make_sigmas=model.make_sigmas
     )  # fmt: skip
     return Pipeline(latents, [sigmas], recipe).run(progress)
+
+
+def good_row(bench: Bench, latents: int, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
+    """The nearest that a fit of the quality good finds on so many latents."""
+    rows = fitted_rows(bench.model, bench.fit_latents(latents), sigmas, solver)
+    return min(rows, key=LambdaRow.error_from)
+
+
+def print_starts(bench: Bench, steps: Sequence[int], latents: int, starts: Sequence[tuple[str, str]]) -> None:
+    """Errors from several rows to begin with, a solver on a schedule each, and how much farther each is than the best."""
+    rows: list[tuple[object, ...]] = []
+    for n in steps:
+        found = {}
+        for solver, name in tqdm(starts, desc=f"{bench.model.name}: starts, {n} steps"):
+            row = good_row(bench, latents, bench.schedule(n, name), solver)
+            found[f"{solver}, {name}"] = bench.errors(bench.sample_row(row))
+        least = [min(errors) for errors in zip(*found.values(), strict=True)]
+        for start, errors in found.items():
+            ratios = (error / best for error, best in zip(errors, least, strict=True))
+            rows.append((n, start, *errors, *(f"{ratio:.2f}" for ratio in ratios)))
+    print(f"\nThe row to begin with, {latents} latents:")
+    print_table(["evaluations", "begun with", "RMS", "median", "of the best: RMS", "median"], rows)
 
 
 @contextmanager

@@ -10,11 +10,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from common import MICRO_BATCH, Bench, arguments, converged, good_rows, prepare, print_setting, print_table
+from common import (
+    MICRO_BATCH,
+    Bench,
+    arguments,
+    converged,
+    good_row,
+    prepare,
+    print_setting,
+    print_starts,
+    print_table,
+)
 from torch import Tensor
 from tqdm import tqdm
 
-from dode_nodes import LambdaRow, Latents, Progress, distill, run_teacher
+from dode_nodes import Latents, Progress, distill, run_teacher
 from dode_nodes.demo.experiment import TEACHER
 from dode_nodes.demo.models import DemoModel
 from dode_nodes.fit.evaluator import Evaluator
@@ -23,7 +33,6 @@ from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem, levenberg_ma
 from dode_nodes.fit.refine import Refinement
 from dode_nodes.fit.student import Parameter, Student, history_parameters, lambda_parameters, sigma_parameters
 from dode_nodes.sampling.denoiser import dode_corrections
-from dode_nodes.sampling.schedules import make_sigmas
 from dode_nodes.sampling.solvers import sample_euler
 
 LATENTS = (4, 8, 16, 48, 128)
@@ -107,48 +116,16 @@ def best(found: Sequence[Found]) -> Found:
     return min(found, key=lambda f: f.held_out)
 
 
-def schedule(bench: Bench, name: str, steps: int) -> Tensor:
-    """The students' σ to begin with."""
-    return make_sigmas(name, steps, bench.model.noise_schedule)
-
-
-def good_row(bench: Bench, latents: Latents, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
-    """The nearest that a fit of the quality good finds."""
-    return min(good_rows(bench.model, latents, sigmas, solver), key=LambdaRow.error_from)
-
-
-def errors_of(bench: Bench, row: LambdaRow) -> tuple[float, float]:
-    """RMS and median, on the test latents."""
-    results = bench.sample_row(row)
-    return bench.error(results), bench.median(results)
-
-
 def against_latents(bench: Bench, steps: Sequence[int]) -> None:
     """Errors for so many latents, and what the fit has cost."""
     rows = []
     for n in steps:
         for latents in tqdm(LATENTS, desc=f"latents, {n} steps"):
-            row = good_row(bench, bench.fit_latents(latents), bench.schedule(n))
+            row = good_row(bench, latents, bench.schedule(n))
             spent = sum(row.report["evaluations"].values())
-            rows.append((n, latents, *errors_of(bench, row), spent, row.label))
+            rows.append((n, latents, *bench.errors(bench.sample_row(row)), spent, row.label))
     print("\nLatents, a quarter of them held out:")
     print_table(["evaluations a picture", "latents", "RMS", "median", "evaluations in all", "row"], rows)
-
-
-def against_starts(bench: Bench, steps: Sequence[int], latents: int) -> None:
-    """Errors from several rows to begin with, and how much farther each is than the best of them."""
-    rows = []
-    for n in steps:
-        found = {}
-        for solver, name in tqdm(STARTS, desc=f"starts, {n} steps"):
-            row = good_row(bench, bench.fit_latents(latents), schedule(bench, name, n), solver)
-            found[f"{solver}, {name}"] = errors_of(bench, row)
-        least = [min(errors) for errors in zip(*found.values(), strict=True)]
-        for start, errors in found.items():
-            ratios = (error / best for error, best in zip(errors, least, strict=True))
-            rows.append((n, start, *errors, *(f"{ratio:.2f}" for ratio in ratios)))
-    print(f"\nThe row to begin with, {latents} latents:")
-    print_table(["evaluations", "begun with", "RMS", "median", "of the best: RMS", "median"], rows)
 
 
 class Without(Refinement):
@@ -175,7 +152,7 @@ def against_parts(bench: Bench, steps: Sequence[int], latents: int) -> None:
             refinement = Without(targets, distill(targets, sigmas), make_sigmas=bench.model.make_sigmas)
             refinement.left_out = left_out
             row = refinement.run()
-            rows.append((n, name, *errors_of(bench, row), row.label))
+            rows.append((n, name, *bench.errors(bench.sample_row(row)), row.label))
     print(f"\nParts of the family left out, all that pays on {latents} latents:")
     print_table(["evaluations", "without", "RMS", "median", "row"], rows)
 
@@ -186,7 +163,7 @@ def against_families(bench: Bench, steps: Sequence[int], latents: int) -> None:
     for n in steps:
         for name, parameters in tqdm(families(n).items(), desc=f"families, {n} steps"):
             chosen = best(
-                list(fitted(bench, bench.fit_latents(latents), schedule(bench, START, n), parameters))
+                list(fitted(bench, bench.fit_latents(latents), bench.schedule(n, START), parameters))
             )
             cells.setdefault(name, []).extend((len(parameters), chosen.error, chosen.median))
     print(f"\nWhat is fitted, on {latents} latents:")
@@ -218,7 +195,7 @@ def against_rounding(bench: Bench, steps: Sequence[int], latents: int) -> None:
             for one in (bench, coarse):
                 numbers = families(n)[name]
                 errors.append(
-                    best(list(fitted(one, one.fit_latents(latents), schedule(one, START, n), numbers))).error
+                    best(list(fitted(one, one.fit_latents(latents), one.schedule(n, START), numbers))).error
                 )
         rows.append((name, *errors))
     print(f"\nσ as the network is told it, {latents} latents:")
@@ -234,7 +211,7 @@ def main() -> None:
         print(f"Teacher {TEACHER}; what is fitted without a race begins with D-euler (noise) on {START}.")
         against_latents(bench, options.steps)
         against_families(bench, options.steps, options.fit_latents)
-        against_starts(bench, options.steps, options.fit_latents)
+        print_starts(bench, options.steps, options.fit_latents, STARTS)
         against_parts(bench, options.steps, options.fit_latents)
         if kind == "eps":  # flow models' timesteps are not rounded
             against_rounding(bench, options.steps, options.fit_latents)

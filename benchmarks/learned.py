@@ -60,9 +60,8 @@ class Refined:
         """The refinement's; see ``Recipe``."""
         if self.quality:
             return QUALITIES[self.quality].refine_budget
-        return (
-            LIMIT / (self.latents * UNIT * steps) - 2
-        )  # for the teacher, for λ, and for runs from later steps
+        others = 2  # for the teacher, for λ, and for runs from later steps
+        return LIMIT / (self.latents * UNIT * steps) - others
 
     def __str__(self) -> str:
         what = f"quality {self.quality}" if self.quality else f"at most {LIMIT} evaluations"
@@ -72,7 +71,7 @@ class Refined:
 def refined(bench: Bench, steps: int, _: Path | None, variant: Refined) -> Outcome:
     """Fit and measure ours."""
     latents = bench.fit_latents(variant.latents)
-    rows = fitted_rows(bench.model, latents, bench.schedule(steps), variant.budget(steps))
+    rows = fitted_rows(bench.model, latents, bench.schedule(steps), refine_budget=variant.budget(steps))
     row = min(rows, key=LambdaRow.error_from)
     return Outcome(
         solver="refined D-ODE",

@@ -20,7 +20,16 @@ from pathlib import Path
 
 import colour
 import torch
-from common import Bench, arguments, evaluations_bar, frechet, good_rows, prepare, print_setting, print_table
+from common import (
+    Bench,
+    arguments,
+    evaluations_bar,
+    fitted_rows,
+    frechet,
+    prepare,
+    print_setting,
+    print_table,
+)
 from refinement import LAMBDAS, row_of
 from stock import HEATS, best_stock, combinations
 from torch import Tensor
@@ -99,7 +108,7 @@ class Work:
             self.bench.fit_latents(self._table.rows[0].settings["latents"]), free_first=free_first
         )
         with evaluations_bar(f"row, {n}") as tell:
-            rows = good_rows(self.bench.model, latents, self.bench.schedule(n), progress=tell)
+            rows = fitted_rows(self.bench.model, latents, self.bench.schedule(n), progress=tell)
         (row,) = best_rows(rows, [n])
         return row
 

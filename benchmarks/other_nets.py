@@ -16,16 +16,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import colour
-import torch
 from common import (
     FIT_SEED,
     MICRO_BATCH,
+    STEPS,
     TEST_SEED,
     Bench,
     arguments,
     converged,
-    good_rows,
+    good_row,
     print_setting,
+    print_starts,
     print_table,
 )
 from stock import best_stock, combinations, race_by_hosts_samplers
@@ -35,10 +36,8 @@ from tqdm import tqdm
 from dode_nodes import Group, LambdaRow, Latents
 from dode_nodes.demo.colour.models import ColourModel, load_colour_model
 from dode_nodes.fit.race import entrant_of
-from dode_nodes.sampling.schedules import make_sigmas
 
 WEIGHTS = Path(__file__).parent / "weights"
-STEPS = (2, 3, 4, 5, 6, 8, 10, 12)
 STARTS = (("euler", "karras"), ("euler", "simple"), ("euler", "beta"), ("dpmpp_2m", "sgm_uniform"))
 HEATS = {"plain": ((12, 8),), "prompted": colour.HEATS}
 
@@ -53,11 +52,7 @@ class PlainBench(colour.ColourBench):
 
 def plain(model: ColourModel, first: int, latents: int) -> Group:
     """Latents of consecutive seeds."""
-    drawn = [
-        torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(seed))
-        for seed in range(first, first + latents)
-    ]
-    return Group(model.denoiser(1.0), (1 + model.sigma_max**2) ** 0.5 * torch.stack(drawn), lambda _: {})
+    return Group(model.denoiser(1.0), model.noise(range(first, first + latents)), lambda _: {})
 
 
 def prepare(name: str, cfg: float, latents: int) -> colour.ColourBench:
@@ -67,14 +62,6 @@ def prepare(name: str, cfg: float, latents: int) -> colour.ColourBench:
     model = load_colour_model("eps", folder=WEIGHTS)
     group = plain(model, TEST_SEED, latents)
     return PlainBench(model, 1.0, group, *converged(model, group))
-
-
-def fitted(bench: Bench, steps: int, latents: int, solver: str = "euler", schedule: str = "") -> LambdaRow:
-    """The row that a fit of the quality good finds, from a solver on a schedule, or from the usual."""
-    sigmas = bench.schedule(steps)
-    if schedule:
-        sigmas = make_sigmas(schedule, steps, bench.model.noise_schedule)
-    return min(good_rows(bench.model, bench.fit_latents(latents), sigmas, solver), key=LambdaRow.error_from)
 
 
 def of_setting(bench: Bench, row: LambdaRow) -> tuple[str, Tensor]:
@@ -93,32 +80,15 @@ def of_setting(bench: Bench, row: LambdaRow) -> tuple[str, Tensor]:
 def lines(name: str, bench: Bench, steps: Sequence[int], latents: int) -> Iterator[tuple[object, ...]]:
     """A line per number of evaluations."""
     for n in tqdm(steps, desc=name):
-        row = fitted(bench, n, latents)
+        row = good_row(bench, latents, bench.schedule(n))
         chosen, of_chosen = of_setting(bench, row)
         _, stock, of_stock = best_stock(bench, combinations(bench, n), HEATS[name])
-        of_row = bench.sample_row(row)
+        best, raced, mine = (bench.errors(each) for each in (of_stock, of_chosen, bench.sample_row(row)))
         yield (
-            n, str(stock), *errors(bench, of_stock), chosen, *errors(bench, of_chosen), row.label, *errors(bench, of_row),
-            *(f"{mine / best:.2f}" for mine, best in zip(errors(bench, of_row), errors(bench, of_stock), strict=True)),
-            f"{bench.error(of_chosen) / bench.error(of_stock):.2f}", sum(row.report["evaluations"].values()),
+            n, str(stock), *best, chosen, *raced, row.label, *mine,
+            *(f"{error / of_best:.2f}" for error, of_best in zip(mine, best, strict=True)), f"{raced[0] / best[0]:.2f}",
+            sum(row.report["evaluations"].values()),
         )  # fmt: skip
-
-
-def errors(bench: Bench, results: Tensor) -> tuple[float, float]:
-    """RMS and median."""
-    return bench.error(results), bench.median(results)
-
-
-def from_starts(name: str, bench: Bench, steps: Sequence[int], latents: int) -> Iterator[tuple[object, ...]]:
-    """A line per start, with how much farther it leads than the best of them."""
-    for n in steps:
-        found = {}
-        for solver, schedule in tqdm(STARTS, desc=f"{name}: starts at {n}"):
-            results = bench.sample_row(fitted(bench, n, latents, solver, schedule))
-            found[f"{solver}, {schedule}"] = errors(bench, results)
-        least = [min(each) for each in zip(*found.values(), strict=True)]
-        for start, both in found.items():
-            yield (n, start, *both, *(f"{mine / best:.2f}" for mine, best in zip(both, least, strict=True)))
 
 
 def main() -> None:
@@ -139,10 +109,7 @@ def main() -> None:
             lines(name, bench, options.steps, options.fit_latents),
         )  # fmt: skip
         if options.starts:
-            print_table(
-                ["evaluations", "begun with", "RMS", "median", "of the best: RMS", "median"],
-                from_starts(name, bench, options.starts, options.fit_latents),
-            )
+            print_starts(bench, options.starts, options.fit_latents, STARTS)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import Bench, arguments, frechet, prepare, print_setting, print_table
+from common import STEPS, Bench, arguments, frechet, prepare, print_setting, print_table
 from stock import Stock, best_stock, combinations, samplers
 from torch import Tensor
 from tqdm import tqdm
@@ -24,7 +24,6 @@ from dode_nodes.tables.describe import setting_text
 from dode_nodes.tables.row import shown_hash
 
 LAMBDAS = Path(__file__).parents[1] / "lambdas"
-BUDGETS = (2, 3, 4, 5, 6, 8, 10, 12)
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ def evaluations_to_reach(error: float, stock: Mapping[int, float]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__, lists={"budgets": BUDGETS}, test_latents=96)
+    options = arguments(__doc__, lists={"budgets": STEPS}, test_latents=96)
     for kind in options.models:
         table = LambdaTable.load(LAMBDAS / f"demo_{kind}.safetensors")
         bench = prepare(kind, options.cfg, options.test_latents)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from common import (
     MICRO_BATCH,
+    STEPS,
     TEST_SEED,
     Bench,
     arguments,
@@ -23,8 +24,6 @@ from dode_nodes import LambdaRow, Pipeline, Progress, Recipe
 from dode_nodes.demo.experiment import TEACHER, demo_latents
 from dode_nodes.fit.headline import LATENTS as UNSEEN
 from dode_nodes.fit.quality import GOOD, QUALITIES
-
-STEPS = (2, 3, 4, 5, 6, 8, 10, 12)
 
 
 def fitted(bench: Bench, steps: Sequence[int], seed: int) -> tuple[dict[int, LambdaRow], int]:
@@ -62,7 +61,7 @@ def main() -> None:
                 alone, cost = fitted(bench, [n], seed)
                 costs[1] += cost
                 ends = [bench.sample_row(row) for row in (together[n], alone[n])]
-                cells = [error for end in ends for error in (bench.error(end), bench.median(end))]
+                cells = [error for end in ends for error in bench.errors(end)]
                 lines.append((seed, n, *cells, f"{cells[0] / cells[2]:.2f}", f"{cells[1] / cells[3]:.2f}"))
         print_setting(bench)
         print(f"\nAll together {costs[0]} evaluations, one by one {costs[1]}: {costs[0] / costs[1]:.2f}.")

@@ -20,7 +20,7 @@ from common import (
     arguments,
     command,
     converged,
-    good_rows,
+    fitted_rows,
     print_table,
     sample_group,
 )
@@ -91,7 +91,7 @@ def rows_for(
     shares = [len(part) for part in torch.arange(latents).tensor_split(len(places))]
     seeds = accumulate(shares, initial=FIT_SEED)
     groups = [place.group(model, *share) for place, *share in zip(places, seeds, shares, strict=False)]
-    rows = good_rows(model, Latents(groups, MICRO_BATCH), sigmas)
+    rows = fitted_rows(model, Latents(groups, MICRO_BATCH), sigmas)
     plain, refined = ([row for row in rows if row.is_refined == refined] for refined in (False, True))
     return plain[0], min(refined or plain, key=LambdaRow.error_from)
 
