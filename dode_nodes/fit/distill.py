@@ -55,7 +55,7 @@ def distill(
     """
     student = GreedyStudent.probed(targets.latents, sigmas, solver, solver_options)
     settings = checked(settings or {}, SETTINGS, "settings")
-    later = later_starts_cost(targets.latents, student.queries.per_step)
+    later = 2 * later_starts_cost(targets.latents, student.queries.per_step)
     with Progress.of(progress, student.cost + later) as work:
         fitting, checking = work.split(student.cost, later)
         row = student.fit(targets, prediction, settings, fitting)

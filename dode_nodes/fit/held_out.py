@@ -151,25 +151,36 @@ def _end(errors: Errors) -> float:
 
 
 def later_starts_cost(latents: Latents, evaluations: Sequence[int], *, approach: int = 0) -> int:
-    """What ``with_later_starts`` takes at most, in evaluations of one latent: the row's runs, and its plain solver's.
+    """What ``with_later_starts`` takes at most, in evaluations of one latent, for the runs of one row: its own, or those of
+    its plain solver.
 
     Args:
         latents: of the fit.
-        evaluations: of each step of the row.
+        evaluations: of each of its steps.
         approach: evaluations that it takes to come to the teacher's state at a σ that it did not stop at.
     """
     total = sum(evaluations)
     starts = [k for k, n in zip(accumulate(evaluations[:-1]), evaluations[1:], strict=True) if n]
-    return 2 * sum(total - k + approach for k in starts) * len(latents.held_out)
+    return sum(total - k + approach for k in starts) * len(latents.held_out)
 
 
-def with_later_starts(targets: Targets, row: LambdaRow, solver: Sampler, progress: Progress) -> LambdaRow:
+def with_later_starts(
+    targets: Targets,
+    row: LambdaRow,
+    solver: Sampler,
+    progress: Progress,
+    *,
+    of_plain: Errors | None = None,
+) -> LambdaRow:
     """The row with the held-out errors of runs that begin at its later steps, from the teacher's state there; and
     those of its plain solver.
 
     img2img, a hires fix and split schedules run the last steps of a row: the best row for them need not be
     the best as a whole, and weights of a run that is not whole may be worse than none. A start from which the
     network's answers are not finite has no error.
+
+    Args:
+        of_plain: those of its plain solver, where they are known; they are not measured again.
     """
     if row.errors is None:
         return row
@@ -179,7 +190,9 @@ def with_later_starts(targets: Targets, row: LambdaRow, solver: Sampler, progres
         evaluator = Evaluator(progress)
         later = _later_errors(targets, row, solver, evaluator)
         stock: list[float | None] = []
-        if row.origin.kind == PLAIN:
+        if of_plain is not None:
+            stock = of_plain
+        elif row.origin.kind == PLAIN:
             stock = later
         elif at_hand:
             stock = _later_errors(targets, plain, solver_beside(row, solver, plain.solver), evaluator)

@@ -303,6 +303,7 @@ class Pipeline:
             solver=own if row.is_callable else None,
             budget=self._budget,
             make_sigmas=self._recipe.make_sigmas,
+            measured=True,
             kept=None if self._kept is None else self._kept.part(f"refining-{schedule}"),
         )
         try:
@@ -353,7 +354,8 @@ class Pipeline:
         return len(self._recipe.predictions) * student.cost + self._later_starts(student)
 
     def _later_starts(self, student: GreedyStudent) -> int:
-        return later_starts_cost(student.latents, student.queries.per_step)
+        """Of its row, and of the plain solver."""
+        return 2 * later_starts_cost(student.latents, student.queries.per_step)
 
     def _can_be_refined(self, schedule: int) -> bool:
         """Of one evaluation only where the first step of two can be free."""
@@ -389,7 +391,9 @@ class Pipeline:
             )
             make_sigmas = self._recipe.make_sigmas
             plans.append(
-                plan_refinement(self._teacher, row, budget, solver=_own(student), make_sigmas=make_sigmas)
+                plan_refinement(
+                    self._teacher, row, budget, solver=_own(student), make_sigmas=make_sigmas, measured=True
+                )
             )
         return max(plans, key=lambda plan: plan.evaluations)
 

@@ -86,6 +86,8 @@ class Refinement:
             all that pays.
         make_sigmas: the host's schedules, for the race; None for no race.
         settings: facts to add to the row's.
+        measured: whether the row has been measured on these very targets: what its plain solver does from later steps on
+            is known then.
         kept: where its Jacobians are kept, for another one of the same to go on after them; None for nowhere.
 
     Raises:
@@ -107,11 +109,13 @@ class Refinement:
         budget: float | None = None,
         make_sigmas: MakeSigmas | None = None,
         settings: Mapping[str, Any] | None = None,
+        measured: bool = False,
         kept: Kept | None = None,
     ) -> None:
         self._targets = targets
         self._kept_jacobians = kept
-        self._scope = Scope.of(row, solver_of(row, solver), make_sigmas, targets)
+        self._scope = Scope.of(row, solver_of(row, solver), make_sigmas, targets, measured=measured)
+        self._of_plain = list(row.errors.later_stock) if measured and row.errors else None
         self._family = self._scope.family
         self._settings = dict(row.settings) | dict(checked(settings or {}, SETTINGS, "settings"))
         targets.check([float(row.sigmas[0]), 0.0])
@@ -145,7 +149,9 @@ class Refinement:
             row = self.best
             if self._kept[0] != ROW_GIVEN:
                 solver = solver_beside(self._family.row, self._family.solver, row.solver)
-                row = self._finished = with_later_starts(self._targets, row, solver, checking)
+                row = self._finished = with_later_starts(
+                    self._targets, row, solver, checking, of_plain=self._of_plain
+                )
         return row
 
     def stage_by_stage(self, progress: Progress | Tell | None = None) -> Iterator[Stage]:
@@ -317,6 +323,7 @@ def refine(
     budget: float | None = None,
     make_sigmas: MakeSigmas | None = None,
     settings: Mapping[str, Any] | None = None,
+    measured: bool = False,
     progress: Progress | Tell | None = None,
 ) -> LambdaRow:
     """Fit a row's numbers to the teacher's last state; see ``Refinement``, whose best row this returns.
@@ -325,7 +332,13 @@ def refine(
     gets the same row; the micro-batches are shared out.
     """
     refinement = Refinement(
-        targets, row, solver=solver, budget=budget, make_sigmas=make_sigmas, settings=settings
+        targets,
+        row,
+        solver=solver,
+        budget=budget,
+        make_sigmas=make_sigmas,
+        settings=settings,
+        measured=measured,
     )
     return refinement.run(progress)
 

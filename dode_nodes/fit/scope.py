@@ -91,8 +91,10 @@ class Scope:
         solver: Sampler,
         make_sigmas: MakeSigmas | None,
         teacher: TeacherRun | Targets,
+        *,
+        measured: bool = False,
     ) -> Scope:
-        """What it is for a row.
+        """What it is for a row; ``measured`` as ``refine`` takes it.
 
         Raises:
             IneligibleSampler: the solver cannot serve.
@@ -114,6 +116,8 @@ class Scope:
         approach = teacher.approach_cost if family.history else 0
         counts = (1, *row.evaluations) if runners else row.evaluations
         checking = later_starts_cost(teacher.latents, counts, approach=approach)
+        if not measured:
+            checking += later_starts_cost(teacher.latents, row.plain.evaluations, approach=approach)
         return cls(family, runners, len(teacher.latents), held_out_count(len(teacher.latents)), checking)
 
     @property
@@ -197,6 +201,7 @@ def plan_refinement(
     *,
     solver: str | Sampler | None = None,
     make_sigmas: MakeSigmas | None = None,
+    measured: bool = False,
 ) -> Plan:
     """What ``refine`` will do, to be told before the teacher runs.
 
@@ -205,9 +210,9 @@ def plan_refinement(
         row: what it is to start from; of its weights nothing but their number matters.
         budget: as ``refine`` takes it.
         solver: the sampler itself, where the row was distilled on a callable.
-        make_sigmas: as ``refine`` takes it.
+        make_sigmas, measured: as ``refine`` takes them.
 
     Raises:
         DodeError: the budget is no positive number, or pays for nothing.
     """
-    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher).plan(budget)
+    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher, measured=measured).plan(budget)

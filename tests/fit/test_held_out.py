@@ -250,9 +250,9 @@ def test_a_start_that_the_network_does_not_stand_has_no_error():
 
 def test_later_starts_cost_what_they_are_planned_as():
     subject = Latents.of(two_peaks, latents(8))
-    assert later_starts_cost(subject, (1, 1, 1, 1)) == 2 * 2 * (3 + 2 + 1)
-    assert later_starts_cost(subject, (2, 2, 1)) == 2 * 2 * (3 + 1)
-    assert later_starts_cost(subject, (3, 0, 0, 1)) == 2 * 2 * 1
-    assert later_starts_cost(subject, (1, 1, 1), approach=10) == 2 * 2 * (12 + 11)
+    assert later_starts_cost(subject, (1, 1, 1, 1)) == 2 * (3 + 2 + 1)
+    assert later_starts_cost(subject, (2, 2, 1)) == 2 * (3 + 1)
+    assert later_starts_cost(subject, (3, 0, 0, 1)) == 2 * 1
+    assert later_starts_cost(subject, (1, 1, 1), approach=10) == 2 * (12 + 11)
     assert later_starts_cost(subject, (1,)) == 0
     assert later_starts_cost(Latents.of(two_peaks, latents(1)), (1, 1)) == 0

@@ -295,6 +295,25 @@ def test_later_starts_of_a_kept_schedule_are_from_the_teachers_states(solver):
             assert error == pytest.approx(root_mean_square(end - targets.of(batch, 0.0)), rel=1e-9)
 
 
+@pytest.mark.parametrize("solver", ["euler", "heun"])
+def test_a_plain_solver_that_has_been_measured_is_not_measured_again(solver):
+    model, subject = Counting(), on(latents(12))
+    targets, row = begun(on(latents(12), model), solver=solver)
+    once, again = (refine(targets, row, budget=2, measured=measured) for measured in (True, False))
+    assert once.errors == again.errors
+    assert np.array_equal(once.weights, again.weights)
+    later = [sum(each.report["evaluations"].values()) for each in (again, once)]
+    assert later[0] - later[1] == sum(later_evaluations(row.plain)) * len(targets.latents.held_out)
+    teacher = plan_teacher(subject, SIGMAS, Teacher(scale=5), solvers=solver)
+    plans = [plan_refinement(teacher, row, 2, measured=measured) for measured in (True, False)]
+    assert plans[0].checking < plans[1].checking
+
+
+def later_evaluations(row):
+    """Of the runs from each later step of its own."""
+    return [sum(row.evaluations[step:]) for step in range(1, row.steps) if row.evaluations[step]]
+
+
 def test_goes_through_a_file(tmp_path):
     refined = refine(*begun_on_eight())
     path = LambdaTable([refined]).save(tmp_path / "refined.safetensors")
