@@ -151,8 +151,7 @@ def _end(errors: Errors) -> float:
 
 
 def later_starts_cost(latents: Latents, evaluations: Sequence[int], *, approach: int = 0) -> int:
-    """What ``with_later_starts`` takes at most, in evaluations of one latent, for the runs of one row: its own, or those of
-    its plain solver.
+    """What ``with_later_starts`` takes at most, in evaluations of one latent: for the row, or for its plain solver.
 
     Args:
         latents: of the fit.

@@ -27,7 +27,7 @@ from .headline import Contender, Headline
 from .held_out import later_starts_cost, with_later_starts
 from .latents import Latents
 from .progress import Progress, Tell
-from .race import Entrant, MakeSigmas
+from .race import Entrant, Favourites, MakeSigmas, favourites_of, kinds_of
 from .refine import Refinement
 from .resume import RowsSoFar
 from .scope import Plan, plan_refinement
@@ -175,6 +175,8 @@ class Pipeline:
             planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
             self._headline = Headline(replace(planned, kept=unseen_taught), recipe.make_sigmas)
         self._so_far = RowsSoFar(kept_rows, recipe.make_sigmas, latents.lender)
+        self._favourites: Favourites = {}
+        self._raced_before = dict.fromkeys(range(len(schedules)), frozenset[str]())
         self._refinable = [
             i for i in range(len(schedules)) if recipe.refine_budget and self._can_be_refined(i)
         ]
@@ -184,13 +186,13 @@ class Pipeline:
         if any(self.evaluations(i) == 1 and i not in self._refinable for i in range(len(schedules))):
             self.remarks.append("with one evaluation there is nothing to fit: this row is the plain solver")
         self._budget = recipe.refine_budget * _share_of_many(len(schedules))
-        refining = self._planned()
-        raced = [i for i, plan in zip(self._refinable, refining, strict=True) if plan.raced]
-        self._searches = [None if i in raced else self._search(i) for i in range(len(schedules))]
+        self._searches: dict[int, StockSearch] = {}
+        self._plans: dict[int, Plan] = {}
+        self._plan_all()
         self.cost = Cost(
             teacher=self._teacher.cost,
             students=tuple(sum(map(self._student_cost, students)) for students in self._students),
-            refining=tuple(refining),
+            refining=tuple(self._plans[i] for i in self._refinable),
             searching=tuple(map(self._searching_cost, range(len(schedules)))),
             unseen=0 if self._headline is None else self._headline.cost(*self._most_evaluations()),
         )
@@ -212,34 +214,42 @@ class Pipeline:
             progress: told after every evaluation; what it raises ends the run, and passes on: ``rows`` and
                 ``partial`` hold what there is by then.
         """
-        self._contenders, self.partial = [], None
-        cost = self.cost
+        self._contenders, self.partial, self._favourites = [], None, {}
+        cost, steps = self.cost, self._steps()
         with Progress.of(progress, cost.total) as work:
-            refining = (plan.evaluations for plan in cost.refining)
             teaching, measuring, *parts = work.split(
-                cost.teacher, cost.unseen, *cost.students, *cost.searching, *refining
+                cost.teacher, cost.unseen, *(evaluations for _, evaluations in steps)
             )
             self.targets = self._teacher(teaching)
-            done, self._contenders = self._so_far.load()
-            for number, (step, part) in enumerate(zip(self._steps(), parts, strict=True)):
+            done, self._contenders, self._favourites = self._so_far.load()
+            for number, ((step, _), part) in enumerate(zip(steps, parts, strict=True)):
                 with part:
                     if number >= done:
                         step(part)
-                        self._so_far.save(number + 1, self._contenders)
+                        self._so_far.save(number + 1, self._contenders, self._favourites)
+            self._contenders.sort(key=_in_the_end)
             if self._headline is not None:
                 measured = self._headline(self._contenders, measuring)
                 pairs = zip(self._contenders, measured, strict=True)
                 self._contenders = [replace(each, row=row) for each, row in pairs]
         return self.rows
 
-    def _steps(self) -> list[Callable[[Progress], None]]:
-        """From the teacher's states to the rows, in the order of their costs."""
-        n = range(len(self._students))
-        return [
-            *(partial(self._greedy, i) for i in n),
-            *(partial(self._find_stock, i) for i in n),
-            *(partial(self._refine, i) for i in self._refinable),
+    def _steps(self) -> list[tuple[Callable[[Progress], None], int]]:
+        """From the teacher's states to the rows, each with its evaluations."""
+        steps: list[tuple[Callable[[Progress], None], int]] = [
+            (partial(self._greedy, i), evaluations) for i, evaluations in enumerate(self.cost.students)
         ]
+        for i in self._most_first:
+            steps.append((partial(self._find_stock, i), self.cost.searching[i]))
+            if i in self._refinable:
+                steps.append((partial(self._refine, i), self._plans[i].evaluations))
+        return steps
+
+    @property
+    def _most_first(self) -> list[int]:
+        """Schedules by their evaluations: with many of them no two settings of a race are the same, so that its
+        favourites can be those of all."""
+        return sorted(range(len(self._students)), key=self.evaluations, reverse=True)
 
     def evaluations(self, schedule: int) -> int:
         """Network evaluations of one picture on a schedule, of the student that needs most."""
@@ -268,12 +278,13 @@ class Pipeline:
 
     def _find_stock(self, schedule: int, progress: Progress) -> None:
         """What a schedule's rows are measured against; a row of its own, where none of them comes as near."""
-        search = self._searches[schedule]
-        if search is None:
+        search = self._search(schedule)
+        if search is None or schedule not in self._searches:
             return
         assert self.targets is not None  # noqa: S101  # the teacher has run
         searching, checking = progress.split(search.cost, progress.total - search.cost)
         found = search(self.targets, searching)
+        self._favourites = {**favourites_of(found.ranked), **self._favourites}
         mine = [each for each in self._contenders if each.schedule == schedule]
         nearest = min(each.row.error_from() for each in mine)
         if self._or_stock and found.setting.error < nearest:
@@ -304,6 +315,7 @@ class Pipeline:
             budget=self._budget,
             make_sigmas=self._recipe.make_sigmas,
             measured=True,
+            favourites=self._known_to(schedule),
             kept=None if self._kept is None else self._kept.part(f"refining-{schedule}"),
         )
         try:
@@ -318,6 +330,7 @@ class Pipeline:
             self._contenders[self._contenders.index(best)] = contender
         else:
             self._contenders.append(contender)
+        self._favourites = {**refinement.favourites, **self._favourites}
         if refinement.stock is not None:
             self._measure_against(schedule, refinement.stock, refined.best_stock)
 
@@ -326,7 +339,7 @@ class Pipeline:
         counts = [[len(each.queries.sigmas) for each in students] for students in self._students]
         most = list(map(max, counts))
         refined = [most[i] for i in self._refinable]
-        stock = [most[i] for i, search in enumerate(self._searches) if search is not None and self._or_stock]
+        stock = [most[i] for i in self._searches if self._or_stock]
         return [*(count for of_schedule in counts for count in of_schedule), *refined, *stock], most
 
     def _search(self, schedule: int) -> StockSearch | None:
@@ -336,14 +349,16 @@ class Pipeline:
             return None
         sigmas = self._students[schedule][0].run.sigmas
         try:
-            return StockSearch(self._teacher, self.evaluations(schedule), sigmas, make_sigmas)
+            return StockSearch(
+                self._teacher, self.evaluations(schedule), sigmas, make_sigmas, self._known_to(schedule)
+            )
         except DodeError:
             return None
 
     def _searching_cost(self, schedule: int) -> int:
-        search = self._searches[schedule]
-        if search is None:
+        if schedule not in self._searches:
             return 0
+        search = self._searches[schedule]
         if not self._or_stock:
             return search.cost
         counts = [1] * self.evaluations(schedule)
@@ -367,9 +382,27 @@ class Pipeline:
             return False
         return True
 
-    def _planned(self) -> list[Plan]:
+    def _known_to(self, schedule: int) -> dict[str, Sequence[str]]:
+        """The favourites of the races before it."""
+        return {kind: self._favourites.get(kind, ()) for kind in self._raced_before[schedule]}
+
+    def _plan_all(self) -> None:
+        """What each schedule's refinement will do, and its search for the best stock setting where that races nobody."""
+        raced: set[str] = set()
+        for i in self._most_first:
+            self._raced_before[i] = frozenset(raced)
+            stock, free = kinds_of(self.evaluations(i))
+            if i in self._refinable:
+                self._plans[i] = self._plan_within_budget(i)
+            if i in self._plans and self._plans[i].raced:
+                raced |= {stock, free}
+            elif (search := self._search(i)) is not None:
+                self._searches[i] = search
+                raced.add(stock)
+
+    def _plan_within_budget(self, schedule: int) -> Plan:
         try:
-            return [self._plan(i, self._budget) for i in self._refinable]
+            return self._plan(schedule, self._budget)
         except DodeError as error:
             given = self._recipe.refine_budget
             if given == self._budget:
@@ -392,7 +425,13 @@ class Pipeline:
             make_sigmas = self._recipe.make_sigmas
             plans.append(
                 plan_refinement(
-                    self._teacher, row, budget, solver=_own(student), make_sigmas=make_sigmas, measured=True
+                    self._teacher,
+                    row,
+                    budget,
+                    solver=_own(student),
+                    make_sigmas=make_sigmas,
+                    measured=True,
+                    favourites=self._known_to(i),
                 )
             )
         return max(plans, key=lambda plan: plan.evaluations)
@@ -402,6 +441,12 @@ def _share_of_many(schedules: int) -> float:
     """What each of so many rows gets of the budget that it would have alone, half at least: nearly all that refining
     gains comes early, and who wants many rows wants them today."""
     return max(0.5, 1 / math.sqrt(schedules))
+
+
+def _in_the_end(contender: Contender) -> tuple[bool, int]:
+    """Refined rows come last, in the schedules' order; the others stay as they are."""
+    refined = contender.row.is_refined
+    return refined, contender.schedule if refined else 0
 
 
 def _own(student: GreedyStudent) -> Sampler | None:

@@ -177,24 +177,57 @@ def _student(
     return Student(resolve("euler"), "noise", sigmas, history_corrections(weights[None]), free=which)
 
 
+Favourites = Mapping[str, Sequence[str]]
+"""Of kinds of runners, the names of those that went on after the first heat of an earlier race: of the same model, with
+another number of evaluations. The others need not enter again."""
+
+
+def kinds_of(evaluations: int) -> tuple[str, str]:
+    """Of the runners with so many: those that are stock, and those whose first step is free."""
+    schedules = "few" if evaluations < _FEW else "many"
+    return f"stock, {schedules} evaluations", f"first step free, {schedules} evaluations"
+
+
+def admitted(runners: Sequence[Entrant], favourites: Favourites) -> list[Entrant]:
+    """Who enters, where favourites are known: the better half of their kind, and no more, for so it is planned before
+    anybody knows them."""
+    left_out: set[str] = set()
+    for kind, members in _by_kind(runners).items():
+        if kind in favourites:
+            members.sort(key=lambda each: each.name not in favourites[kind])
+            left_out.update(each.name for each in members[half(len(members)) :])
+    return [each for each in runners if each.name not in left_out]
+
+
+def favourites_of(ranked: Sequence[Entrant]) -> dict[str, list[str]]:
+    """Of all that entered a race, best first."""
+    return {
+        kind: [each.name for each in members[: half(len(members))]]
+        for kind, members in _by_kind(ranked).items()
+    }
+
+
+def _by_kind(runners: Sequence[Entrant]) -> dict[str, list[Entrant]]:
+    found: dict[str, list[Entrant]] = {}
+    for each in runners:
+        stock, free = kinds_of(each.student.evaluations)
+        found.setdefault(stock if each.is_stock else free, []).append(each)
+    return found
+
+
 On = Callable[[Sequence[int]], LeastSquaresProblem]
 """Makes the problem of running the latents of these numbers."""
 
 
 def race(runners: Sequence[Entrant], latents: Sequence[int], on: On) -> list[Entrant]:
-    """Those in front after the heats, best first: of those that are stock and of those that are not, apart.
+    """All of them, best first: who ran in more heats before who ran in fewer. Those that are stock and those that are not
+    run apart.
 
     Args:
         runners: who enters.
         latents: numbers of those that are fitted; each heat takes the next few.
         on: see ``On``.
     """
-    stock = stock_among(runners)
-    return ranking(runners, latents, on)[: finalists(stock) + finalists(len(runners) - stock)]
-
-
-def ranking(runners: Sequence[Entrant], latents: Sequence[int], on: On) -> list[Entrant]:
-    """All of them, best first: who ran in more heats before who ran in fewer; see ``race``."""
     out: list[Entrant] = []
     for heat in _heats(len(latents)) if runners else []:
         problem = on([latents[i] for i in heat])
@@ -220,11 +253,14 @@ def race_cost(runners: Sequence[Entrant], latents: int) -> int:
     return total
 
 
-def finalists(runners: int) -> int:
-    """How many of so many of one kind are left after the heats."""
-    for _ in range(_HEATS):
-        runners = half(runners)
-    return runners
+def finalists(runners: Sequence[Entrant]) -> int:
+    """How many are left after the heats."""
+    total = 0
+    for count in (stock_among(runners), len(runners) - stock_among(runners)):
+        for _ in range(_HEATS):
+            count = half(count)
+        total += count
+    return total
 
 
 def _heats(latents: int) -> list[range]:

@@ -36,7 +36,7 @@ from .family import in_bands, with_gaussian, with_start
 from .held_out import with_later_starts
 from .levenberg_marquardt import LeastSquaresProblem, Played, geometric_mean, levenberg_marquardt
 from .progress import Progress, Tell
-from .race import Entrant, MakeSigmas, half, race, stock_among
+from .race import Entrant, Favourites, MakeSigmas, favourites_of, finalists, half, race, stock_among
 from .scope import BANDS, WIDE_JACOBIANS, Scope
 from .student import Student
 from .teacher import Targets
@@ -88,6 +88,7 @@ class Refinement:
         settings: facts to add to the row's.
         measured: whether the row has been measured on these very targets: what its plain solver does from later steps on
             is known then.
+        favourites: see ``race.Favourites``.
         kept: where its Jacobians are kept, for another one of the same to go on after them; None for nowhere.
 
     Raises:
@@ -98,6 +99,7 @@ class Refinement:
         plan: what it may cost.
         stages: what it has tried so far.
         stock: the best stock setting that the race has found; None without a race.
+        favourites: who they are after that race.
     """
 
     def __init__(
@@ -110,11 +112,14 @@ class Refinement:
         make_sigmas: MakeSigmas | None = None,
         settings: Mapping[str, Any] | None = None,
         measured: bool = False,
+        favourites: Favourites | None = None,
         kept: Kept | None = None,
     ) -> None:
         self._targets = targets
         self._kept_jacobians = kept
-        self._scope = Scope.of(row, solver_of(row, solver), make_sigmas, targets, measured=measured)
+        self._scope = Scope.of(
+            row, solver_of(row, solver), make_sigmas, targets, measured=measured, favourites=favourites
+        )
         self._of_plain = list(row.errors.later_stock) if measured and row.errors else None
         self._family = self._scope.family
         self._settings = dict(row.settings) | dict(checked(settings or {}, SETTINGS, "settings"))
@@ -131,6 +136,7 @@ class Refinement:
         self._best_stock: StockSetting | None = None
         self._nearest_stock = math.inf
         self.stock: Entrant | None = None
+        self.favourites: Favourites = {}
         self._finished: LambdaRow | None = None
 
     def run(self, progress: Progress | Tell | None = None) -> LambdaRow:
@@ -192,7 +198,9 @@ class Refinement:
         """Those of the family, and the race's best."""
         yield from self._family.starts.items()
         runners = self._scope.runners if self.plan.raced else []
-        for entrant in race(runners, self._fit.numbers, self._on):
+        ranked = race(runners, self._fit.numbers, self._on)
+        self.favourites = favourites_of(ranked)
+        for entrant in ranked[: finalists(ranked)]:
             yield entrant.name, entrant.student
             self._note_stock(entrant)
 

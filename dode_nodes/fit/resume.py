@@ -13,7 +13,7 @@ from ..tables.provenance import StockSetting, read
 from ..tables.row import LambdaRow
 from ..tables.table import LambdaTable
 from .headline import Contender
-from .race import MakeSigmas, entrant_of
+from .race import Favourites, MakeSigmas, entrant_of
 
 
 class RowsSoFar:
@@ -29,28 +29,30 @@ class RowsSoFar:
         self._make_sigmas = make_sigmas
         self._lender = lender
 
-    def save(self, steps: int, contenders: Sequence[Contender]) -> None:
-        """Keep the rows after so many steps; not where one runs a function of the caller's own, which no file holds."""
+    def save(self, steps: int, contenders: Sequence[Contender], favourites: Favourites) -> None:
+        """Keep the rows after so many steps, and the races' favourites; not where a row runs a function of the caller's
+        own, which no file holds."""
         rows = [each.row for each in contenders]
         if self._kept is None or any(row.is_callable or row.plain.is_callable for row in rows):
             return
         table = LambdaTable(rows).to_json()
+        beside = [_beside(each) for each in contenders]
         self._kept.save(
-            {}, {"steps": steps, "table": table, "beside": [_beside(each) for each in contenders]}
+            {}, {"steps": steps, "table": table, "beside": beside, "favourites": dict(favourites)}
         )
 
-    def load(self) -> tuple[int, list[Contender]]:
-        """After how many steps which rows were kept; 0 and none where there is nothing to go on from."""
+    def load(self) -> tuple[int, list[Contender], dict[str, Sequence[str]]]:
+        """After how many steps which rows and favourites were kept; 0 and none where there is nothing to go on from."""
         found = None if self._kept is None else self._kept.load()
         if found is None:
-            return 0, []
+            return 0, [], {}
         _, facts = found
         try:
             rows = LambdaTable.from_json(facts["table"]).rows
             contenders = [self._contender(*both) for both in zip(rows, facts["beside"], strict=True)]
         except DodeError:  # a sampler or schedule that is not here any more
-            return 0, []
-        return facts["steps"], contenders
+            return 0, [], {}
+        return facts["steps"], contenders, facts["favourites"]
 
     def _contender(self, row: LambdaRow, beside: dict[str, Any]) -> Contender:
         solver, plain, schedule = resolve(row.solver), resolve(row.plain.solver), beside["schedule"]

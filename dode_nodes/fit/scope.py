@@ -16,7 +16,7 @@ from .family import Family, in_bands, with_gaussian, with_start
 from .held_out import later_starts_cost
 from .latents import held_out_count
 from .levenberg_marquardt import RUNS
-from .race import Entrant, MakeSigmas, entrants, finalists, half, race_cost, stock_among
+from .race import Entrant, Favourites, MakeSigmas, admitted, entrants, finalists, half, race_cost
 from .student import Student, first_changed, jacobian_cost
 from .teacher import Targets, TeacherRun
 
@@ -93,8 +93,9 @@ class Scope:
         teacher: TeacherRun | Targets,
         *,
         measured: bool = False,
+        favourites: Favourites | None = None,
     ) -> Scope:
-        """What it is for a row; ``measured`` as ``refine`` takes it.
+        """What it is for a row; ``measured`` and ``favourites`` as ``Refinement`` takes them.
 
         Raises:
             IneligibleSampler: the solver cannot serve.
@@ -107,9 +108,10 @@ class Scope:
         if make_sigmas is not None and family.history:
             first, flow = float(row.sigmas[0]), is_flow(row.sigmas)
             free_first = teacher.latents.free_first
-            runners = entrants(
+            everybody = entrants(
                 row.nfe, first, flow=flow, make_sigmas=make_sigmas, lender=lender, free_first=free_first
             )
+            runners = admitted(everybody, favourites or {})
         if row.nfe < 2 and not any(runner.student.free.first for runner in runners):
             raise DodeError(f"{row.label}: with one evaluation there is nothing to refine")
         # A refined σ is mostly not one that the teacher stopped at.
@@ -159,8 +161,7 @@ class Scope:
 
     def _plan(self, fitted: int, jacobians: int, leaders: int, widened: bool) -> Plan:
         runners = self.runners if leaders else []
-        kinds = [stock_among(runners), len(runners) - stock_among(runners)]
-        starts = self.family.most_starts + sum(map(finalists, kinds))
+        starts = self.family.most_starts + finalists(runners)
         descents = min(max(leaders, 1), starts)
         member = max(
             [*self.family.starts.values(), *(each.student for each in runners)],
@@ -202,6 +203,7 @@ def plan_refinement(
     solver: str | Sampler | None = None,
     make_sigmas: MakeSigmas | None = None,
     measured: bool = False,
+    favourites: Favourites | None = None,
 ) -> Plan:
     """What ``refine`` will do, to be told before the teacher runs.
 
@@ -210,9 +212,12 @@ def plan_refinement(
         row: what it is to start from; of its weights nothing but their number matters.
         budget: as ``refine`` takes it.
         solver: the sampler itself, where the row was distilled on a callable.
-        make_sigmas, measured: as ``refine`` takes them.
+        make_sigmas, measured, favourites: as ``Refinement`` takes them; of favourites the kinds count.
 
     Raises:
         DodeError: the budget is no positive number, or pays for nothing.
     """
-    return Scope.of(row, solver_of(row, solver), make_sigmas, teacher, measured=measured).plan(budget)
+    scope = Scope.of(
+        row, solver_of(row, solver), make_sigmas, teacher, measured=measured, favourites=favourites
+    )
+    return scope.plan(budget)

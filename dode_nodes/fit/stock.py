@@ -16,7 +16,7 @@ from ..tables.row import LambdaRow
 from .evaluator import Evaluator
 from .levenberg_marquardt import LeastSquaresProblem
 from .progress import Progress, Tell
-from .race import Entrant, MakeSigmas, entrants, finalists, race_cost, ranking
+from .race import Entrant, Favourites, MakeSigmas, admitted, entrants, finalists, race, race_cost
 from .teacher import Targets, TeacherRun
 
 _STAGE = "stock settings"
@@ -98,16 +98,22 @@ class StockSearch:
         evaluations: of the network, for one picture.
         sigmas: a schedule that begins where the settings are to begin.
         make_sigmas: the host's schedules.
+        favourites: see ``race.Favourites``.
 
     Raises:
         DodeError: no setting has so many evaluations.
     """
 
     def __init__(
-        self, teacher: TeacherRun | Targets, evaluations: int, sigmas: Tensor, make_sigmas: MakeSigmas
+        self,
+        teacher: TeacherRun | Targets,
+        evaluations: int,
+        sigmas: Tensor,
+        make_sigmas: MakeSigmas,
+        favourites: Favourites | None = None,
     ) -> None:
         latents = teacher.latents
-        self._runners = entrants(
+        everybody = entrants(
             evaluations,
             float(sigmas[0]),
             flow=is_flow(sigmas),
@@ -115,9 +121,10 @@ class StockSearch:
             lender=latents.lender,
             free_first=False,
         )
+        self._runners = admitted(everybody, favourites or {})
         if not self._runners:
             raise DodeError(f"there is no stock setting with {evaluations} evaluations to compare with")
-        self._last = finalists(len(self._runners))
+        self._last = finalists(self._runners)
         self.cost = race_cost(self._runners, len(latents.fitted))
         self.cost += self._last * evaluations * len(latents.held_out)
 
@@ -133,7 +140,7 @@ class StockSearch:
             def on(numbers: Sequence[int]) -> LeastSquaresProblem:
                 return LeastSquaresProblem(targets, numbers, evaluator, _STAGE)
 
-            ranked = ranking(self._runners, targets.latents.fitted, on)
+            ranked = race(self._runners, targets.latents.fitted, on)
             held_out = targets.latents.held_out
             checked = on(held_out)
             last = []

@@ -282,6 +282,37 @@ def test_each_of_many_rows_has_a_part_of_the_budget_that_it_would_have_alone(cou
     assert [plan.fitting for plan in together] == [plan.fitting for (plan,) in alone]
 
 
+@pytest.mark.parametrize("budget", [0, 5, 40])
+def test_the_races_of_many_rows_share_their_favourites(budget):
+    """Whether a refinement races or a search for the best stock setting: it costs less than alone, as is said before."""
+
+    def make_sigmas_of(name, n, discard):
+        return make_sigmas(name, n, SD, discard_penultimate=discard)
+
+    x = latents(8, sigma=SD.sigma_max)
+
+    def planned(steps, model=two_peaks, share=1.0):
+        recipe = Recipe(
+            teacher=TEACHER, refine_budget=budget * share, make_sigmas=make_sigmas_of, predictions=["noise"]
+        )
+        schedules = [make_sigmas_of("karras", n, False) for n in steps]
+        unseen = Latents.of(model, latents(4, seed=1, sigma=SD.sigma_max))
+        return Pipeline(Latents.of(model, x), schedules, recipe, unseen)
+
+    def races(subject):
+        return [*subject.cost.searching, *(plan.fitting for plan in subject.cost.refining)]
+
+    model, told = Counting(), Telling()
+    subject = planned([3, 4], model)
+    alone = [planned([n], share=0.5**0.5) for n in (3, 4)]
+    assert sum(races(subject)) < sum(sum(races(each)) for each in alone) or budget == 40  # which buys latents
+    rows = subject.run(told)
+    told.check(planned=subject.cost.total, spent=model.evaluations)
+    assert [row.steps for row in rows if not row.is_refined] == [3, 4]
+    tried = {row.paid_steps: row.best_stock.tried for row in rows}
+    assert tried[3] < tried[4]
+
+
 def test_a_budget_that_pays_for_nothing_is_refused_at_once():
     with pytest.raises(
         DodeError, match=r"too small: .*\. Raise it: each of 2 rows gets 0.71 of the 0.01 that was given"

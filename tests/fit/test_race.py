@@ -22,7 +22,7 @@ from dode_nodes import (
 )
 from dode_nodes.fit.evaluator import Evaluator
 from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem
-from dode_nodes.fit.race import entrants, finalists, race, race_cost
+from dode_nodes.fit.race import admitted, entrants, favourites_of, finalists, half, kinds_of, race, race_cost
 from dode_nodes.sampling.free_outputs import unit_variance
 from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
 from dode_nodes.sampling.solvers import SOLVERS
@@ -111,17 +111,52 @@ def test_the_nearest_come_through_at_the_cost_that_is_said(count):
     evaluator = Evaluator(Progress(10**6))
     fitted, runners = targets.latents.fitted, field()
     on = partial(LeastSquaresProblem, targets, evaluator=evaluator, stage="refining")
-    through = race(runners, fitted, on)
+    ranked = race(runners, fitted, on)
+    assert {each.name for each in ranked} == {each.name for each in runners}
+    through = ranked[: finalists(runners)]
     assert evaluator.spent() == race_cost(runners, len(fitted))
     kinds = [[each for each in runners if each.is_stock == stock] for stock in (True, False)]
     for kind, stock in zip(kinds, (True, False), strict=True):
         left = [each for each in through if each.is_stock == stock]
-        assert len(left) == finalists(len(kind))
+        assert len(left) == finalists(kind)
         everywhere = {
             each.name: np.exp(np.log(on(fitted).trial(each.student).distances).mean()) for each in kind
         }
         assert everywhere[left[0].name] < 1.1 * min(everywhere.values())
     assert [each.mean for each in through] == sorted(each.mean for each in through)
+
+
+def of_kind(runners, stock):
+    return [each for each in runners if each.is_stock == stock]
+
+
+def test_of_another_number_of_evaluations_the_favourites_enter_alone():
+    targets, _ = taught(latents(12))
+    on = partial(LeastSquaresProblem, targets, evaluator=Evaluator(Progress(10**6)), stage="refining")
+    ranked = race(field(), targets.latents.fitted, on)
+    others = field(5)
+    entered = admitted(others, favourites_of(ranked))
+    for stock in (True, False):
+        names = [each.name for each in of_kind(ranked, stock)]
+        expected = set(names[: half(len(names))])
+        found = [each.name for each in of_kind(entered, stock)]
+        assert len(found) == half(len(of_kind(others, stock)))
+        assert set(found) <= expected or set(found) >= expected
+    assert (
+        admitted(field(8), favourites_of(ranked)) != []
+    )  # on other schedules, so they know nothing of each other
+    assert len(admitted(field(8), favourites_of(ranked))) == len(field(8))
+
+
+def test_as_many_enter_where_favourites_are_not_known_yet():
+    stock, free = kinds_of(4)
+    runners = field()
+    planned = admitted(runners, {stock: []})
+    assert len(of_kind(planned, True)) == half(len(of_kind(runners, True)))
+    assert of_kind(planned, False) == of_kind(runners, False)
+    known = admitted(runners, {stock: [runners[-1].name], free: [of_kind(runners, False)[-1].name]})
+    assert of_kind(runners, False)[-1] in known
+    assert admitted(runners, {}) == runners
 
 
 def test_a_refinement_from_a_poor_start_ends_as_near_as_one_from_a_good_start():
