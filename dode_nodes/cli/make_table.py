@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..demo.catalogue import NAMES, PICTURES, load_model
-from ..demo.experiment import check_settings, demo_latents, seeds_to_fit, usual_of
+from ..demo.experiment import check_settings, demo_latents, in_turns, seeds_to_fit, usual_of
 from ..errors import DodeError
 from ..fit.headline import LATENTS as UNSEEN
 from ..fit.key import key_of
@@ -55,7 +55,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "'dode-nodes[diffusers]'")  # fmt: skip
     model.add_argument("--prompt", action="append", metavar="TEXT",
                        help="with --checkpoint, --pipeline or --model pictures: a prompt like those you use; repeat "
-                       "it to give several, which get equal shares of the latents")  # fmt: skip
+                       "it to give several, which get equal shares of the latents (default for pictures: half of all "
+                       "that it knows, in turns)")  # fmt: skip
     model.add_argument("--negative", metavar="TEXT",
                        help="with --checkpoint or --pipeline: the negative prompt (default: empty)")  # fmt: skip
     model.add_argument("--size", type=size_in_pixels, metavar="WxH",
@@ -256,9 +257,13 @@ class Embedded:
             make_sigmas=model.make_sigmas,
         )
         seeds = seeds_to_fit(options.seed, options.latents + UNSEEN)
+        drawn = in_turns(options.prompt or model.fitted_on, len(seeds))
+        fitted, measured = slice(options.latents), slice(options.latents, None)
         latents, unseen = (
-            demo_latents(model, options.cfg, part, options.micro_batch or MICRO_BATCH, options.prompt)
-            for part in (seeds[: options.latents], seeds[options.latents :])
+            demo_latents(
+                model, options.cfg, seeds[part], options.micro_batch or MICRO_BATCH, subjects=drawn[part]
+            )
+            for part in (fitted, measured)
         )
         schedules = [make_sigmas(schedule, steps, model.noise_schedule).to(device) for steps in options.steps]
         parts = {

@@ -48,7 +48,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
                        "ComfyUI")  # fmt: skip
     model.add_argument("--prompt", action="append", metavar="TEXT",
                        help="with --checkpoint or --model pictures: a prompt like those you use; repeat it to give "
-                       "several, which get equal shares of the latents")  # fmt: skip
+                       "several, which get equal shares of the latents (default for pictures: half of all that it "
+                       "knows, in turns)")  # fmt: skip
     model.add_argument(
         "--negative", metavar="TEXT", help="with --checkpoint: the negative prompt (default: empty)"
     )
@@ -180,7 +181,8 @@ class Embedded:
         check_settings(steps, cfg, options.seed)
 
         def latents(seeds: range) -> Latents:
-            return demo_latents(self._model, cfg, seeds, MICRO_BATCH, options.prompt)
+            drawn = options.prompt or self._model.fitted_on
+            return demo_latents(self._model, cfg, seeds, MICRO_BATCH, subjects=drawn)
 
         of_rows = quality_of(options.quality).count(len(options.prompt or []))
         seeds = seeds_to_fit(options.seed, of_rows + count)

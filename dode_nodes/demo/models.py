@@ -85,6 +85,11 @@ class DemoModel:
         """What to ask it for, in turns, where nobody says."""
         return [str(digit) for digit in range(CLASSES)]
 
+    @property
+    def fitted_on(self) -> Sequence[str]:
+        """What a table is fitted on, in turns, where nobody says: all that people may ask for."""
+        return self.subjects
+
     def labels(self, texts: Sequence[str]) -> Tensor:
         """The denoiser's `labels` for these subjects, (B,) int64."""
         return torch.tensor([int(text) for text in texts])

@@ -87,6 +87,18 @@ def test_the_model_of_pictures_takes_prompts_of_words_that_it_knows(
     assert "draw digits" in capsys.readouterr().err
 
 
+def test_without_prompts_the_model_of_pictures_is_fitted_on_what_people_may_ask_for(out: Path) -> None:
+    options = [*SMALL, "--model", "pictures", "--steps", "2", "--latents", "2", "--refine-budget", "0"]
+    first, second = load_colour_model("flow").prompts()[0][:2]
+    asked = ["--prompt", first, "--prompt", second]
+    tables = []
+    for name, prompts in (("own", []), ("given", asked), ("others", ["--prompt", "cat"])):
+        path = out.with_stem(name)
+        assert main([*options, *prompts, "--out", str(path)]) == 0
+        tables.append(LambdaTable.load(path).rows[0].weights.tolist())
+    assert tables[0] == tables[1] != tables[2]
+
+
 def test_one_step_makes_a_row_and_says_that_there_is_nothing_to_fit(
     out: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

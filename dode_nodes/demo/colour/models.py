@@ -55,6 +55,10 @@ class ColourModel(DemoModel):
         return SUBJECTS
 
     @property
+    def fitted_on(self) -> Sequence[str]:
+        return self.prompts()[0]
+
+    @property
     def vocabulary(self) -> Vocabulary:
         """The words that it knows."""
         return _vocabulary(self.names)
