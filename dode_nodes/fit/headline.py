@@ -18,7 +18,7 @@ from ..sampling.solvers import Sampler, resolve
 from ..tables.provenance import Distances, StockSetting, Unseen
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
-from .held_out import distances_between, distances_of, ends_of
+from .held_out import distances_between, ends_of
 from .latents import Latents, MicroBatch
 from .progress import Progress
 from .race import Entrant, MakeSigmas
@@ -94,17 +94,15 @@ class Headline:
             teaching, measuring = progress.split(self._teacher.cost, progress.total - self._teacher.cost)
             targets = self._teacher(teaching)
             with measuring:
-                evaluator = Evaluator(measuring)
-                rows = [_measured(each, targets, evaluator) for each in contenders]
+                far = _Distances(targets, Evaluator(measuring))
+                rows = [_measured(each, far) for each in contenders]
                 used = _used(contenders)
                 return [
-                    self._with_needs(row, each, targets, evaluator) if each in used else row
+                    self._with_needs(row, each, far) if each in used else row
                     for row, each in zip(rows, contenders, strict=True)
                 ]
 
-    def _with_needs(
-        self, row: LambdaRow, contender: Contender, targets: Targets, evaluator: Evaluator
-    ) -> LambdaRow:
+    def _with_needs(self, row: LambdaRow, contender: Contender, far: _Distances) -> LambdaRow:
         """With the evaluations that the stock setting needs to come as near."""
         stock, unseen = contender.stock, row.unseen
         if (
@@ -119,7 +117,7 @@ class Headline:
 
         def error_with(evaluations: int) -> float:
             tried = stock.with_evaluations(evaluations, make_sigmas)
-            return math.inf if tried is None else _rms(_as_run(tried), targets, evaluator)
+            return math.inf if tried is None else Distances.over(far(*_as_run(tried))).rms
 
         needs = steps_needed(row.nfe, unseen.dode.rms, error_with)
         return replace(row, unseen=replace(unseen, stock_needs=needs))
@@ -141,11 +139,34 @@ def _used(contenders: Sequence[Contender]) -> list[Contender]:
     ]
 
 
-def _measured(contender: Contender, targets: Targets, evaluator: Evaluator) -> LambdaRow:
-    row, batches = contender.row, targets.latents.batches()
-    ends = ends_of(row, contender.solver, targets, batches, evaluator, _STAGE)
+class _Distances:
+    """How far each latent ends from the teacher's end, of whatever runs. The same run, as rows with one stock setting and
+    trials of it with more evaluations have it, is made once."""
+
+    def __init__(self, targets: Targets, evaluator: Evaluator) -> None:
+        self.targets = targets
+        self._evaluator = evaluator
+        self._known: dict[tuple[str, Sampler], np.ndarray] = {}
+
+    def __call__(self, row: LambdaRow, solver: Sampler) -> np.ndarray:
+        key = row.sha256, solver
+        if key not in self._known:
+            self._known[key] = distances_between(
+                self.ends(row, solver), self.targets, self.targets.latents.batches()
+            )
+        return self._known[key]
+
+    def ends(self, row: LambdaRow, solver: Sampler) -> list[Tensor]:
+        """Where they end, per micro-batch."""
+        return ends_of(row, solver, self.targets, self.targets.latents.batches(), self._evaluator, _STAGE)
+
+
+def _measured(contender: Contender, far: _Distances) -> LambdaRow:
+    row, targets = contender.row, far.targets
+    batches = targets.latents.batches()
+    ends = far.ends(row, contender.solver)
     dode = distances_between(ends, targets, batches)
-    stock = _distances(contender.against(), targets, evaluator)
+    stock = far(*contender.against())
     if not np.isfinite([*dode, *stock]).all():
         return replace(row, unseen=None)
     nearer = float((dode < stock).mean())
@@ -165,11 +186,3 @@ def _to_others(ends: Sequence[Tensor], targets: Targets, batches: Sequence[Micro
         squares.append(between[~torch.eye(len(own), dtype=torch.bool)])
     every = torch.cat(squares)
     return float(every.mean().sqrt()) if len(every) else None
-
-
-def _rms(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> float:
-    return Distances.over(_distances(run, targets, evaluator)).rms
-
-
-def _distances(run: tuple[LambdaRow, Sampler], targets: Targets, evaluator: Evaluator) -> np.ndarray:
-    return distances_of(*run, targets, targets.latents.batches(), evaluator, _STAGE)

@@ -109,6 +109,19 @@ def test_what_they_cost_is_known_before(make):
     assert told[-1].stage == "unseen latents"
 
 
+def test_a_stock_setting_is_measured_once_for_all_rows_that_have_it():
+    counts = []
+    for measured in (True, False):
+        model = Counting()
+        subject = raced(model=model)
+        if not measured:
+            subject._headline = None
+        rows = subject.run()
+        counts.append(model.evaluations)
+    assert len(rows) == 2
+    assert counts[0] - counts[1] <= subject.cost.unseen - rows[0].nfe * LATENTS
+
+
 def test_where_a_run_is_not_finite_there_are_no_figures_and_no_row_is_lost():
     x = latents(LATENTS, seed=7)
 
