@@ -46,7 +46,7 @@ class Recipe:
         predictions: which to try; of several, the one with the smaller held-out error is kept.
         teacher: what is followed.
         refine_budget: evaluations that refining a row may cost, as a multiple of ten for each of the row's on all
-            latents; 0 for none, infinity for as much as pays. Of several schedules each gets less: of four or more, half.
+            latents; 0 for none, infinity for as much as pays. Of n schedules each gets 1/√n of it.
         settings: facts to keep in the rows.
         make_sigmas: the host's schedules, among which a refinement looks for a start, and the best stock setting is
             looked for; None for those given alone.
@@ -438,9 +438,9 @@ class Pipeline:
 
 
 def _share_of_many(schedules: int) -> float:
-    """What each of so many rows gets of the budget that it would have alone, half at least: nearly all that refining
-    gains comes early, and who wants many rows wants them today."""
-    return max(0.5, 1 / math.sqrt(schedules))
+    """What each of so many rows gets of the budget that it would have alone: nearly all that refining gains comes early,
+    and who wants many rows wants them today."""
+    return 1 / math.sqrt(schedules)
 
 
 def _in_the_end(contender: Contender) -> tuple[bool, int]:
