@@ -190,7 +190,7 @@ def bench_of(name: str, cfg: float, latents: int) -> Bench:
     if name != PICTURES:
         return prepare(name, cfg, latents)
     model = load_colour_model("flow")
-    return colour.prepare(model, cfg, latents, without=model.subjects)
+    return colour.prepare(model, cfg, latents)
 
 
 def frechet_of(bench: Bench, results: Tensor) -> float | None:
