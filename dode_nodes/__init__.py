@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from .fit.latents import Group as Group
     from .fit.latents import Latents as Latents
     from .fit.pipeline import Pipeline as Pipeline
-    from .fit.pipeline import Recipe as Recipe
     from .fit.progress import Progress as Progress
+    from .fit.recipe import Recipe as Recipe
     from .fit.refine import Refinement as Refinement
     from .fit.refine import refine as refine
     from .fit.scope import Plan as Plan
@@ -36,8 +36,9 @@ _HOMES = {
     "errors": ["DodeError", "IneligibleSampler", "TableError"],
     "fit.distill": ["distill"],
     "fit.latents": ["Group", "Latents"],
-    "fit.pipeline": ["Pipeline", "Recipe"],
+    "fit.pipeline": ["Pipeline"],
     "fit.progress": ["Progress"],
+    "fit.recipe": ["Recipe"],
     "fit.refine": ["Refinement", "refine"],
     "fit.scope": ["Plan", "plan_refinement"],
     "fit.teacher": ["Targets", "Teacher", "plan_teacher", "run_teacher"],

@@ -19,9 +19,10 @@ from ..errors import DodeError
 from ..fit.headline import LATENTS as UNSEEN
 from ..fit.key import key_of
 from ..fit.known import KnownFit
-from ..fit.pipeline import Pipeline, Recipe
+from ..fit.pipeline import Pipeline
 from ..fit.quality import GOOD, QUALITIES, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
+from ..fit.recipe import Recipe
 from ..fit.teacher import Teacher
 from ..sampling.schedules import make_sigmas
 from ..tables.describe import summary_text

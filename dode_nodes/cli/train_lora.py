@@ -20,9 +20,10 @@ from ..fit.latents import Latents
 from ..fit.lora import LoraRecipe
 from ..fit.lora_pipeline import ADVISED, LORA_QUALITIES, LoraPipeline, Outcome, best_rows
 from ..fit.low_rank import LowRank
-from ..fit.pipeline import Pipeline, Recipe
+from ..fit.pipeline import Pipeline
 from ..fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
 from ..fit.ranks import failing_together, is_first_rank, process_group, signals_wait
+from ..fit.recipe import Recipe
 from ..fit.teacher import Teacher
 from ..tables.fingerprint import same_checkpoint
 from ..tables.lora_file import Factors

@@ -10,9 +10,9 @@ import torch
 
 from ..demo.experiment import check_settings
 from ..fit.lora_pipeline import Outcome, best_rows
-from ..fit.pipeline import Recipe
 from ..fit.quality import START_SOLVER, quality_of
 from ..fit.ranks import is_first_rank
+from ..fit.recipe import Recipe
 from ..hosts.comfy.checkpoint import combinations_of, distillation, lora_training
 from ..hosts.comfy.lora_job import LoraDistillation, LoraRequest
 from ..hosts.comfy.model_facts import check_model, model_facts

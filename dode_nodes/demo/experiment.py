@@ -18,9 +18,10 @@ from torch import Tensor
 from ..errors import DodeError
 from ..fit.evaluator import Evaluator
 from ..fit.latents import Group, Latents, in_order, mean_squares, root_mean_square
-from ..fit.pipeline import Pipeline, Recipe
+from ..fit.pipeline import Pipeline
 from ..fit.progress import Progress, Tell
 from ..fit.quality import start_schedule
+from ..fit.recipe import Recipe
 from ..fit.teacher import Teacher
 from ..sampling.sample import sample_dode
 from ..sampling.schedules import make_sigmas

@@ -16,9 +16,9 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...fit.known import KnownFit
-from ...fit.pipeline import Recipe
 from ...fit.progress import Reporter
 from ...fit.quality import start_schedule
+from ...fit.recipe import Recipe
 from ...sampling.solvers import use_host
 from .combinations import Combinations
 from .fit_key import key_of_request, key_of_training

@@ -18,9 +18,10 @@ from ...fit.evaluator import Evaluator
 from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Latents, in_order
 from ...fit.memory import BatchLimit
-from ...fit.pipeline import Pipeline, Recipe
+from ...fit.pipeline import Pipeline
 from ...fit.progress import Progress, Reporter
 from ...fit.race import MakeSigmas
+from ...fit.recipe import Recipe
 from ...fit.runs import Run
 from ...fit.teacher import plan_teacher
 from ...sampling.sample import corrected

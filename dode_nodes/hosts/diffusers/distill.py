@@ -17,9 +17,10 @@ from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.headline import LATENTS as UNSEEN
 from ...fit.known import KnownFit
 from ...fit.latents import Latents
-from ...fit.pipeline import Pipeline, Recipe
+from ...fit.pipeline import Pipeline
 from ...fit.progress import Progress, Reporter
 from ...fit.quality import GOOD, START_SOLVER, quality_of, start_schedule
+from ...fit.recipe import Recipe
 from ...sampling.schedules import NoiseSchedule, make_sigmas, schedules_of
 from ...tables.kept import Kept
 from ...tables.row import LambdaRow

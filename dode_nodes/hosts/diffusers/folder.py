@@ -9,8 +9,8 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ...errors import DodeError
-from ...fit.pipeline import Recipe
 from ...fit.progress import Reporter
+from ...fit.recipe import Recipe
 from .distill import Distillation, Request
 
 

@@ -21,9 +21,10 @@ from ...errors import DodeError
 from ...fit.consistency import check_consistency, consistency_cost
 from ...fit.headline import LATENTS as UNSEEN
 from ...fit.latents import Group, Latents
-from ...fit.pipeline import Pipeline, Recipe
+from ...fit.pipeline import Pipeline
 from ...fit.progress import Progress, Reporter
 from ...fit.quality import START_SOLVER, quality_of, start_schedule
+from ...fit.recipe import Recipe
 from ...fit.steps import parse_steps
 from ...sampling.denoiser import DenoiserProxy
 from ...sampling.schedules import make_sigmas, schedules_of

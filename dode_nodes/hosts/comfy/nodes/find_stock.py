@@ -7,8 +7,8 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
 
-from ....fit.pipeline import Recipe
 from ....fit.quality import START_SOLVER, start_schedule
+from ....fit.recipe import Recipe
 from ....fit.stock import Found
 from ....tables.describe import amount, number, setting_text
 from ....tables.picture_grid import ranking_figure

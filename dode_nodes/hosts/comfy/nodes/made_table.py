@@ -10,8 +10,8 @@ from typing import Any
 from comfy.model_patcher import ModelPatcher
 
 from ....errors import DodeError, TableError
-from ....fit.pipeline import Recipe
 from ....fit.quality import START_SOLVER, Quality, start_schedule
+from ....fit.recipe import Recipe
 from ....fit.steps import parse_steps
 from ....tables.describe import headlines
 from .. import auto_table, table_files
