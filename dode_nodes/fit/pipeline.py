@@ -234,7 +234,7 @@ class Pipeline:
                 self.partial = refinement.best
             raise
         solver, plain = (solver_beside(row, own, each.solver) for each in (refined, refined.plain))
-        contender = Contender(refined, solver, plain, schedule)
+        contender = replace(best, row=refined, solver=solver, plain_solver=plain)
         if refined.origin.kind == row.origin.kind:  # the same, and the report says that it was tried
             self._contenders[self._contenders.index(best)] = contender
         else:
@@ -299,7 +299,8 @@ class Pipeline:
         """What each schedule's refinement will do, and its search for the best stock setting where that races nobody."""
         raced: set[str] = set()
         for i in self._most_first:
-            self._raced_before[i] = frozenset(raced)
+            if math.isfinite(self._budget):  # without a limit there is nothing to save
+                self._raced_before[i] = frozenset(raced)
             stock, free = kinds_of(self.evaluations(i))
             if i in self._refinable:
                 self._plans[i] = self._plan_within_budget(i)

@@ -51,6 +51,7 @@ SCHEDULES: Mapping[tuple[bool, bool], tuple[tuple[str, bool], ...]] = {
 embedded models."""
 
 _FEW = 8  # evaluations: from here on, the last one pays as much as the others
+_VERY_FEW = 4
 _HEAT = 4
 """Latents of a heat. After each, the better half goes on."""
 _HEATS = 3
@@ -183,9 +184,10 @@ another number of evaluations. The others need not enter again."""
 
 
 def kinds_of(evaluations: int) -> tuple[str, str]:
-    """Of the runners with so many: those that are stock, and those whose first step is free."""
-    schedules = "few" if evaluations < _FEW else "many"
-    return f"stock, {schedules} evaluations", f"first step free, {schedules} evaluations"
+    """Of the runners with so many: those that are stock, and those whose first step is free. With very few, a race is
+    cheap, and many settings are the same, so that those of other numbers tell little."""
+    number = str(evaluations) if evaluations < _VERY_FEW else "few" if evaluations < _FEW else "many"
+    return f"stock, {number} evaluations", f"first step free, {number} evaluations"
 
 
 def admitted(runners: Sequence[Entrant], favourites: Favourites) -> list[Entrant]:

@@ -303,14 +303,31 @@ def test_the_races_of_many_rows_share_their_favourites(budget):
         return [*subject.cost.searching, *(plan.fitting for plan in subject.cost.refining)]
 
     model, told = Counting(), Telling()
-    subject = planned([3, 4], model)
-    alone = [planned([n], share=0.5**0.5) for n in (3, 4)]
+    subject = planned([4, 5], model)
+    alone = [planned([n], share=0.5**0.5) for n in (4, 5)]
     assert sum(races(subject)) < sum(sum(races(each)) for each in alone) or budget == 40  # which buys latents
     rows = subject.run(told)
     told.check(planned=subject.cost.total, spent=model.evaluations)
-    assert [row.steps for row in rows if not row.is_refined] == [3, 4]
+    assert [row.steps for row in rows if not row.is_refined] == [4, 5]
     tried = {row.paid_steps: row.best_stock.tried for row in rows}
-    assert tried[3] < tried[4]
+    assert tried[4] < tried[5]
+
+
+@pytest.mark.parametrize(("steps", "budget"), [((2, 3), 5.0), ((4, 5), math.inf)])
+def test_where_little_would_be_saved_each_row_has_a_race_of_its_own(steps, budget):
+    """With very few evaluations, and without a limit."""
+
+    def make_sigmas_of(name, n, discard):
+        return make_sigmas(name, n, SD, discard_penultimate=discard)
+
+    def plans(*counts, share=1.0):
+        recipe = Recipe(teacher=TEACHER, refine_budget=budget * share, make_sigmas=make_sigmas_of)
+        schedules = [make_sigmas_of("karras", n, False) for n in counts]
+        return Pipeline(
+            Latents.of(two_peaks, latents(8, sigma=SD.sigma_max)), schedules, recipe
+        ).cost.refining
+
+    assert list(plans(*steps)) == [plan for n in steps for plan in plans(n, share=0.5**0.5)]
 
 
 def test_a_budget_that_pays_for_nothing_is_refused_at_once():
