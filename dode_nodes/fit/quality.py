@@ -35,7 +35,7 @@ QUALITIES = {
     "good": Quality(16, 4.5, "weights and σ refined, on 16 noises: about 4 times as long as quick"),
     "best": Quality(48, math.inf, "all that pays, on 48 noises: about 35 times as long as quick"),
 }
-"""Measured in network evaluations at 6 steps: at most 1,600, 6,000 and 61,000 (docs/measurements.md)."""
+"""Measured in network evaluations at 6 steps: at most 1,600, 5,200 and 61,000 (docs/measurements.md)."""
 GOOD = "good"
 
 START_SOLVER = "euler"

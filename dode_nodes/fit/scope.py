@@ -22,6 +22,8 @@ from .teacher import Targets, TeacherRun
 
 JACOBIANS = 4
 """At most, of the family of weights and σ; on latents outside of the fit more were no better."""
+FEW_JACOBIANS = 3
+"""At most, where a budget is for one leader on few latents: a fourth gains nothing there (docs/measurements.md)."""
 WIDE_JACOBIANS = 2
 """At most, for each part by which the family is widened."""
 LEADERS = 3
@@ -32,8 +34,8 @@ UNIT = 10
 SOME_LATENTS = 8
 """A budget pays for all Jacobians of one leader on so many latents before it pays for more leaders and latents."""
 FEW_LATENTS = 4
-"""On so many it pays for all Jacobians of one leader before it pays for more latents: four Jacobians on four latents come
-nearer than two on eight, for less (docs/measurements.md)."""
+"""On so many it pays for three Jacobians of one leader before it pays for more latents: those on four latents come nearer
+than two on eight, for less (docs/measurements.md)."""
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,8 @@ class Scope:
         return [
             (most, JACOBIANS, leaders, wide),
             *((fitted, JACOBIANS, leaders, False) for fitted in range(most, some - 1, -1)),
-            *((fitted, JACOBIANS, one, False) for fitted in range(some, few - 1, -1)),
-            *((few, jacobians, 0, False) for jacobians in range(JACOBIANS, 0, -1)),
+            *((fitted, FEW_JACOBIANS, one, False) for fitted in range(some, few - 1, -1)),
+            *((few, jacobians, 0, False) for jacobians in range(FEW_JACOBIANS, 0, -1)),
             *((fitted, 1, 0, False) for fitted in range(few - 1, 0, -1)),
         ]
 
