@@ -32,8 +32,8 @@ class Quality:
 
 QUALITIES = {
     "quick": Quality(8, 0.0, "λ alone, on 8 noises: a few minutes"),
-    "good": Quality(16, 4.5, "weights and σ refined, on 16 noises: about 4 times as long as quick"),
-    "best": Quality(48, math.inf, "all that pays, on 48 noises: about 35 times as long as quick"),
+    "good": Quality(16, 4.5, "weights and σ refined, on 16 noises: about 3 times as long as quick"),
+    "best": Quality(48, math.inf, "all that pays, on 48 noises: about 40 times as long as quick"),
 }
 """Measured in network evaluations at 6 steps: at most 1,600, 5,200 and 61,000 (docs/measurements.md)."""
 GOOD = "good"
