@@ -28,7 +28,8 @@ from dode_nodes.demo.colour.models import ColourModel, load_colour_model
 from dode_nodes.demo.experiment import in_turns
 from dode_nodes.tables.picture_grid import Block, PictureRow, picture_grid
 
-SHOWN = 10  # latents
+SHOWN = 16  # latents
+DRAWN = ("Euler", "best stock", "D-ODE")
 REFERENCE_SCALE = 8
 HEATS = ((4, 64), (12, 8))
 """Of stock settings: an evaluation takes eight times as long as the digits'."""
@@ -96,16 +97,20 @@ def draw(bench: ColourBench, budget: int, found: dict[str, tuple[str, Tensor]]) 
     """The first latents, one way below the other."""
     shown = slice(SHOWN)
     rows = [
-        PictureRow(name, bench.model.pictures(latents[shown]).numpy(), stock=name in ("Euler", "best stock"))
-        for name, (_, latents) in found.items()
+        PictureRow(
+            f"{name}: distance {bench.error(found[name][1]):.3f}",
+            bench.model.pictures(found[name][1][shown]).numpy(),
+            stock=name != DRAWN[-1],
+        )
+        for name in DRAWN
     ]
     rows.append(
         PictureRow("converged", bench.model.pictures(bench.converged[shown]).numpy(), heads_group=True)
     )
     title = f"Same noise, same network, cfg {bench.cfg:g}, {budget} evaluations"
     figure = picture_grid(rows, [Block(title, [""] * SHOWN)])
-    out = Path(__file__).parent / "figures" / f"colour_{budget}.png"
-    figure.savefig(out)
+    out = Path(__file__).parent / "figures" / f"colour_{budget}.jpg"
+    figure.savefig(out, dpi=72, pil_kwargs={"quality": 88})
     return out
 
 
