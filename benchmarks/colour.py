@@ -110,7 +110,7 @@ def draw(bench: ColourBench, budget: int, found: dict[str, tuple[str, Tensor]]) 
     title = f"Same noise, same network, cfg {bench.cfg:g}, {budget} evaluations"
     figure = picture_grid(rows, [Block(title, [""] * SHOWN)])
     out = Path(__file__).parent / "figures" / f"colour_{budget}.jpg"
-    figure.savefig(out, dpi=72, pil_kwargs={"quality": 88})
+    figure.savefig(out, dpi=100, pil_kwargs={"quality": 88})
     return out
 
 
