@@ -44,7 +44,7 @@ class ColourBench(Bench):
 
     def fit_latents(self, latents: int, seed: int = 0) -> Latents:
         """Of the prompts that nothing is measured on, in turns."""
-        prompts = in_turns(self.model.prompts()[0], latents)
+        prompts = in_turns(self.model.fitted_on, latents)
         return Latents([prompted(self.model, self.cfg, FIT_SEED + 1000 * seed, prompts)], MICRO_BATCH)
 
     def from_converged(self, results: Tensor) -> Tensor:

@@ -55,9 +55,8 @@ def distill(
     """
     student = GreedyStudent.probed(targets.latents, sigmas, solver, solver_options)
     settings = checked(settings or {}, SETTINGS, "settings")
-    later = 2 * later_starts_cost(targets.latents, student.queries.per_step)
-    with Progress.of(progress, student.cost + later) as work:
-        fitting, checking = work.split(student.cost, later)
+    with Progress.of(progress, student.cost + student.later_starts) as work:
+        fitting, checking = work.split(student.cost, student.later_starts)
         row = student.fit(targets, prediction, settings, fitting)
         return with_later_starts(targets, row, student.run.solver, checking)
 
@@ -98,6 +97,11 @@ class GreedyStudent:
         """Of fitting and checking, at most: all trials of a shrunk λ included."""
         held = len(self.latents.held_out)
         return len(self.queries.sigmas) * (len(self.latents) + (1 + len(SHRINKS)) * held)
+
+    @property
+    def later_starts(self) -> int:
+        """Evaluations of the runs from its later steps, at most: its row's, and the plain solver's."""
+        return 2 * later_starts_cost(self.latents, self.queries.per_step)
 
     def fit(
         self, targets: Targets, prediction: str, settings: Mapping[str, Any], progress: Progress

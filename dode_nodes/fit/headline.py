@@ -18,7 +18,7 @@ from ..sampling.solvers import Sampler, resolve
 from ..tables.provenance import Distances, StockSetting, Unseen
 from ..tables.row import LambdaRow
 from .evaluator import Evaluator
-from .held_out import distances_between, ends_of
+from .held_out import distances_between, distances_of, ends_of
 from .latents import Latents, MicroBatch
 from .progress import Progress
 from .race import Entrant, MakeSigmas
@@ -151,9 +151,8 @@ class _Distances:
     def __call__(self, row: LambdaRow, solver: Sampler) -> np.ndarray:
         key = row.sha256, solver
         if key not in self._known:
-            self._known[key] = distances_between(
-                self.ends(row, solver), self.targets, self.targets.latents.batches()
-            )
+            batches = self.targets.latents.batches()
+            self._known[key] = distances_of(row, solver, self.targets, batches, self._evaluator, _STAGE)
         return self._known[key]
 
     def ends(self, row: LambdaRow, solver: Sampler) -> list[Tensor]:

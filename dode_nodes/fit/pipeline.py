@@ -85,7 +85,7 @@ class Pipeline:
             self._headline = Headline(replace(planned, kept=unseen_taught), recipe.make_sigmas)
         self._so_far = RowsSoFar(kept_rows, recipe.make_sigmas, latents.lender)
         self._favourites: Favourites = {}
-        self._raced_before = dict.fromkeys(range(len(schedules)), frozenset[str]())
+        self._raced_before: dict[int, frozenset[str]] = {}
         self._refinable = [
             i for i in range(len(schedules)) if recipe.refine_budget and self._can_be_refined(i)
         ]
@@ -177,7 +177,7 @@ class Pipeline:
         """λ of one student, for the prediction that does better."""
         assert self.targets is not None  # noqa: S101  # the teacher has run
         predictions = self._recipe.predictions
-        *fitting, checking = progress.split(*[student.cost] * len(predictions), self._later_starts(student))
+        *fitting, checking = progress.split(*[student.cost] * len(predictions), student.later_starts)
         candidates = [
             student.fit(self.targets, prediction, self._recipe.settings, part)
             for prediction, part in zip(predictions, fitting, strict=True)
@@ -187,13 +187,12 @@ class Pipeline:
 
     def _find_stock(self, schedule: int, progress: Progress) -> None:
         """What a schedule's rows are measured against; a row of its own, where none of them comes as near."""
-        search = self._search(schedule)
-        if search is None or schedule not in self._searches:
+        if schedule not in self._searches or (search := self._search(schedule)) is None:
             return
         assert self.targets is not None  # noqa: S101  # the teacher has run
         searching, checking = progress.split(search.cost, progress.total - search.cost)
         found = search(self.targets, searching)
-        self._favourites = {**favourites_of(found.ranked), **self._favourites}
+        self._note_race(favourites_of(found.ranked))
         mine = [each for each in self._contenders if each.schedule == schedule]
         nearest = min(each.row.error_from() for each in mine)
         if self._or_stock and found.setting.error < nearest:
@@ -239,7 +238,7 @@ class Pipeline:
             self._contenders[self._contenders.index(best)] = contender
         else:
             self._contenders.append(contender)
-        self._favourites = {**refinement.favourites, **self._favourites}
+        self._note_race(refinement.favourites)
         if refinement.stock is not None:
             self._measure_against(schedule, refinement.stock, refined.best_stock)
 
@@ -265,9 +264,9 @@ class Pipeline:
             return None
 
     def _searching_cost(self, schedule: int) -> int:
-        if schedule not in self._searches:
+        search = self._searches.get(schedule)
+        if search is None:
             return 0
-        search = self._searches[schedule]
         if not self._or_stock:
             return search.cost
         counts = [1] * self.evaluations(schedule)
@@ -275,11 +274,7 @@ class Pipeline:
         return search.cost + later_starts_cost(self._teacher.latents, counts, approach=approach)
 
     def _student_cost(self, student: GreedyStudent) -> int:
-        return len(self._recipe.predictions) * student.cost + self._later_starts(student)
-
-    def _later_starts(self, student: GreedyStudent) -> int:
-        """Of its row, and of the plain solver."""
-        return 2 * later_starts_cost(student.latents, student.queries.per_step)
+        return len(self._recipe.predictions) * student.cost + student.later_starts
 
     def _can_be_refined(self, schedule: int) -> bool:
         """Of one evaluation only where the first step of two can be free."""
@@ -293,7 +288,11 @@ class Pipeline:
 
     def _known_to(self, schedule: int) -> dict[str, Sequence[str]]:
         """The favourites of the races before it."""
-        return {kind: self._favourites.get(kind, ()) for kind in self._raced_before[schedule]}
+        return {kind: self._favourites.get(kind, ()) for kind in self._raced_before.get(schedule, ())}
+
+    def _note_race(self, favourites: Favourites) -> None:
+        """Those of the first race of a kind stay: later ones had only them."""
+        self._favourites = {**favourites, **self._favourites}
 
     def _plan_all(self) -> None:
         """What each schedule's refinement will do, and its search for the best stock setting where that races nobody."""

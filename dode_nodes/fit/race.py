@@ -51,7 +51,7 @@ SCHEDULES: Mapping[tuple[bool, bool], tuple[tuple[str, bool], ...]] = {
 embedded models."""
 
 _FEW = 8  # evaluations: from here on, the last one pays as much as the others
-_VERY_FEW = 4
+_VERY_FEW = 4  # below
 _HEAT = 4
 """Latents of a heat. After each, the better half goes on."""
 _HEATS = 3
@@ -247,7 +247,7 @@ def stock_among(runners: Sequence[Entrant]) -> int:
 
 def race_cost(runners: Sequence[Entrant], latents: int) -> int:
     """Evaluations of one latent that ``race`` takes."""
-    counts = [stock_among(runners), len(runners) - stock_among(runners)]
+    counts = _counts(runners)
     total = 0
     for heat in _heats(latents):
         total += len(heat) * sum(counts) * runners[0].student.evaluations if runners else 0
@@ -257,12 +257,15 @@ def race_cost(runners: Sequence[Entrant], latents: int) -> int:
 
 def finalists(runners: Sequence[Entrant]) -> int:
     """How many are left after the heats."""
-    total = 0
-    for count in (stock_among(runners), len(runners) - stock_among(runners)):
-        for _ in range(_HEATS):
-            count = half(count)
-        total += count
-    return total
+    counts = _counts(runners)
+    for _ in range(_HEATS):
+        counts = [half(count) for count in counts]
+    return sum(counts)
+
+
+def _counts(runners: Sequence[Entrant]) -> list[int]:
+    """Those that are stock, and the others: they run apart."""
+    return [stock_among(runners), len(runners) - stock_among(runners)]
 
 
 def _heats(latents: int) -> list[range]:

@@ -331,7 +331,6 @@ def refine(
     budget: float | None = None,
     make_sigmas: MakeSigmas | None = None,
     settings: Mapping[str, Any] | None = None,
-    measured: bool = False,
     progress: Progress | Tell | None = None,
 ) -> LambdaRow:
     """Fit a row's numbers to the teacher's last state; see ``Refinement``, whose best row this returns.
@@ -340,13 +339,7 @@ def refine(
     gets the same row; the micro-batches are shared out.
     """
     refinement = Refinement(
-        targets,
-        row,
-        solver=solver,
-        budget=budget,
-        make_sigmas=make_sigmas,
-        settings=settings,
-        measured=measured,
+        targets, row, solver=solver, budget=budget, make_sigmas=make_sigmas, settings=settings
     )
     return refinement.run(progress)
 

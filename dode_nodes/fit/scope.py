@@ -32,7 +32,7 @@ BANDS = 2
 UNIT = 10
 """A budget is a multiple of so many evaluations for each of the row's, on all latents of the fit: the paper's teacher."""
 SOME_LATENTS = 8
-"""A budget pays for all Jacobians of one leader on so many latents before it pays for more leaders and latents."""
+"""A budget pays for three Jacobians of one leader on so many latents before it pays for more leaders and latents."""
 FEW_LATENTS = 4
 """On so many it pays for three Jacobians of one leader before it pays for more latents: those on four latents come nearer
 than two on eight, for less (docs/measurements.md)."""

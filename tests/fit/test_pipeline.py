@@ -286,16 +286,13 @@ def test_each_of_many_rows_has_a_part_of_the_budget_that_it_would_have_alone(cou
 def test_the_races_of_many_rows_share_their_favourites(budget):
     """Whether a refinement races or a search for the best stock setting. What is saved a budget spends on latents."""
 
-    def make_sigmas_of(name, n, discard):
-        return make_sigmas(name, n, SD, discard_penultimate=discard)
-
     x = latents(8, sigma=SD.sigma_max)
 
     def planned(steps, model=two_peaks):
         recipe = Recipe(
-            teacher=TEACHER, refine_budget=budget, make_sigmas=make_sigmas_of, predictions=["noise"]
+            teacher=TEACHER, refine_budget=budget, make_sigmas=schedules_of, predictions=["noise"]
         )
-        schedules = [make_sigmas_of("karras", n, False) for n in steps]
+        schedules = [schedules_of("karras", n, False) for n in steps]
         unseen = Latents.of(model, latents(4, seed=1, sigma=SD.sigma_max))
         return Pipeline(Latents.of(model, x), schedules, recipe, unseen)
 
@@ -315,12 +312,9 @@ def test_the_races_of_many_rows_share_their_favourites(budget):
 def test_where_little_would_be_saved_each_row_has_a_race_of_its_own(steps, budget):
     """With very few evaluations, and without a limit."""
 
-    def make_sigmas_of(name, n, discard):
-        return make_sigmas(name, n, SD, discard_penultimate=discard)
-
     def plans(*counts, share=1.0):
-        recipe = Recipe(teacher=TEACHER, refine_budget=budget * share, make_sigmas=make_sigmas_of)
-        schedules = [make_sigmas_of("karras", n, False) for n in counts]
+        recipe = Recipe(teacher=TEACHER, refine_budget=budget * share, make_sigmas=schedules_of)
+        schedules = [schedules_of("karras", n, False) for n in counts]
         return Pipeline(
             Latents.of(two_peaks, latents(8, sigma=SD.sigma_max)), schedules, recipe
         ).cost.refining

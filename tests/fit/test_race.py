@@ -142,9 +142,8 @@ def test_of_another_number_of_evaluations_the_favourites_enter_alone():
         found = [each.name for each in of_kind(entered, stock)]
         assert len(found) == half(len(of_kind(others, stock)))
         assert set(found) <= expected or set(found) >= expected
-    assert (
-        admitted(field(8), favourites_of(ranked)) != []
-    )  # on other schedules, so they know nothing of each other
+    # With many evaluations they run on other schedules: the favourites of few tell nothing of them.
+    assert admitted(field(8), favourites_of(ranked)) != []
     assert len(admitted(field(8), favourites_of(ranked))) == len(field(8))
 
 

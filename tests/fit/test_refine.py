@@ -299,7 +299,7 @@ def test_later_starts_of_a_kept_schedule_are_from_the_teachers_states(solver):
 def test_a_plain_solver_that_has_been_measured_is_not_measured_again(solver):
     model, subject = Counting(), on(latents(12))
     targets, row = begun(on(latents(12), model), solver=solver)
-    once, again = (refine(targets, row, budget=2, measured=measured) for measured in (True, False))
+    once, again = (Refinement(targets, row, budget=2, measured=measured).run() for measured in (True, False))
     assert once.errors == again.errors
     assert np.array_equal(once.weights, again.weights)
     later = [sum(each.report["evaluations"].values()) for each in (again, once)]
