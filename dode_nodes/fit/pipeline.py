@@ -31,7 +31,7 @@ from .refine import Refinement
 from .resume import RowsSoFar
 from .scope import Plan, plan_refinement
 from .stock import StockSearch
-from .teacher import Targets, plan_teacher
+from .teacher import Targets
 
 GOES_ON = "this was stopped before: it goes on from there, and needs less than that"
 
@@ -73,16 +73,15 @@ class Pipeline:
         taught, kept_rows, unseen_taught = (
             None if kept is None else kept.part(name) for name in ("teacher", "rows", "unseen")
         )
-        teacher = plan_teacher(latents, schedules, recipe.teacher, solvers=recipe.solvers)
-        self._teacher = replace(teacher, kept=taught)
+        self._teacher = replace(recipe.teacher_run(latents, schedules), kept=taught)
         self._students = [
             [GreedyStudent.probed(latents, sigmas, solver) for solver in recipe.solvers]
             for sigmas in schedules
         ]
         self._headline = None
         if unseen is not None:
-            planned = plan_teacher(unseen, schedules, recipe.teacher, solvers=recipe.solvers)
-            self._headline = Headline(replace(planned, kept=unseen_taught), recipe.make_sigmas)
+            planned = replace(recipe.teacher_run(unseen, schedules), kept=unseen_taught)
+            self._headline = Headline(planned, recipe.make_sigmas)
         self._so_far = RowsSoFar(kept_rows, recipe.make_sigmas, latents.lender)
         self._favourites: Favourites = {}
         self._raced_before: dict[int, frozenset[str]] = {}

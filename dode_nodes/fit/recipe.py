@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from ..errors import DodeError
 from ..sampling.solvers import Sampler
+from ..sigmas import equal_sigma, is_flow
 from ..tables.gate import SETTINGS, checked
 from ..tables.row import PREDICTIONS
+from .latents import Latents
+from .quality import start_schedule
 from .race import MakeSigmas
 from .scope import Plan
-from .teacher import Teacher
+from .teacher import Teacher, TeacherRun, plan_teacher
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,25 @@ class Recipe:
             raise DodeError(f"predictions must be among {PREDICTIONS}, not {self.predictions}")
         if not self.refine_budget >= 0:
             raise DodeError(f"the refine budget must be a number of at least 0, not {self.refine_budget}")
+
+    def teacher_run(self, latents: Latents, schedules: Sequence[Tensor]) -> TeacherRun:
+        """That serves the students on these schedules; raises what ``plan_teacher`` does.
+
+        It divides the steps of the schedule where fits begin if nobody says otherwise: with as many steps along others
+        (simple, kl_optimal) it would end several times farther from the converged solution (docs/measurements.md).
+        """
+        along = [self._along(sigmas) for sigmas in schedules]
+        return plan_teacher(latents, schedules, self.teacher, solvers=self.solvers, along=along)
+
+    def _along(self, sigmas: Tensor) -> Tensor:
+        """That schedule, with as many steps; the student's own where the host's are not known, or begin elsewhere."""
+        if self.make_sigmas is not None:
+            flow = is_flow(sigmas) if self.teacher.flow is None else self.teacher.flow
+            with suppress(DodeError):
+                usual = self.make_sigmas(start_schedule(flow=flow), len(sigmas) - 1, False)
+                if len(usual) == len(sigmas) and equal_sigma(float(usual[0]), float(sigmas[0])):
+                    return usual
+        return sigmas
 
     @property
     def parts(self) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from ..tables.provenance import PLAIN_SOLVER, ROW_GIVEN, HeldOutErrors, StockSet
 from ..tables.row import LambdaRow
 from .done_jacobians import DoneJacobians
 from .evaluator import Evaluator
-from .family import in_bands, with_gaussian, with_start
+from .family import in_bands, same_schedule, with_gaussian, with_start
 from .held_out import with_later_starts
 from .levenberg_marquardt import LeastSquaresProblem, Played, geometric_mean, levenberg_marquardt
 from .progress import Progress, Tell
@@ -189,8 +189,8 @@ class Refinement:
                 f"{self._family.row.label}: this row and its plain solver both return NaN or infinite values on these "
                 "latents. If the model runs in half precision, try fp32 or bf16"
             )
-        leaders = [start for start in begun[: max(self.plan.leaders, 1)] if math.isfinite(start[1].error)]
-        yield from self._descend(leaders)
+        begun = _on_different_schedules([start for start in begun if math.isfinite(start[1].error)])
+        yield from self._descend(begun[: max(self.plan.leaders, 1)])
         if self.plan.widened:
             yield from self._widen()
 
@@ -342,6 +342,17 @@ def refine(
         targets, row, solver=solver, budget=budget, make_sigmas=make_sigmas, settings=settings
     )
     return refinement.run(progress)
+
+
+def _on_different_schedules(starts: Sequence[tuple[str, Played]]) -> list[tuple[str, Played]]:
+    """The same, best first, but last those on the schedule of a better one: their descents end alike, and would leave no
+    place among the leaders for others."""
+    first: list[tuple[str, Played]] = []
+    again: list[tuple[str, Played]] = []
+    for start in starts:
+        taken = any(same_schedule(start[1].student.sigmas, other[1].student.sigmas) for other in first)
+        (again if taken else first).append(start)
+    return [*first, *again]
 
 
 def _width(student: Student) -> int:

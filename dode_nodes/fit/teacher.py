@@ -74,7 +74,7 @@ class Teacher:
 
         Args:
             asked: for each student, the σ of its evaluations.
-            schedules: the students' sigmas.
+            schedules: whose steps are divided: the students' sigmas.
 
         Returns:
             Descending σ, float64.
@@ -103,11 +103,17 @@ def _share(high: float, low: float, schedule: Sequence[float], flow: bool) -> fl
 
 
 def _between(high: float, low: float, parts: int, linear: bool) -> list[float]:
-    """The ends of ``parts`` equal parts, the last one exactly ``low``."""
-    if linear:
-        inner = [high + (low - high) * i / parts for i in range(1, parts)]
-    else:
-        inner = [high * (low / high) ** (i / parts) for i in range(1, parts)]
+    """The ends of ``parts`` equal parts, the last one exactly ``low``.
+
+    Where equal parts in σ come down to a ``low`` close to 0, the last one is a long step in log σ, over which a multistep
+    teacher would extrapolate from a short one: it is taken in steps that halve σ at most.
+    """
+    if not linear:
+        return [*(high * (low / high) ** (i / parts) for i in range(1, parts)), low]
+    inner = [high + (low - high) * i / parts for i in range(1, parts)]
+    last = inner[-1] if inner else high
+    if low > 0 and (halvings := math.ceil(math.log2(last / low) - 1e-4)) > 1:
+        return [*inner, *_between(last, low, halvings, False)]
     return [*inner, low]
 
 
@@ -318,13 +324,22 @@ def plan_teacher(
     *,
     solvers: str | Sampler | Sequence[str | Sampler] = "euler",
     solver_options: Mapping[str, Any] | None = None,
+    along: Sequence[Tensor] | None = None,
 ) -> TeacherRun:
-    """What ``run_teacher`` would do, and what it would cost; raises what it would."""
+    """What ``run_teacher`` would do, and what it would cost; raises what it would.
+
+    Args:
+        along: the schedules whose steps the teacher divides, from the students' first σ down to 0; None for the
+            students' own. It stops at all that the students ask about, either way.
+    """
     schedules = [schedules] if isinstance(schedules, Tensor) else list(schedules)
     students = [solvers] if isinstance(solvers, str) or callable(solvers) else list(solvers)
-    check_schedules(schedules)
-    teacher = teacher.over(schedules)
-    schedules = [at_least_float32(sigmas.detach().cpu()) for sigmas in schedules]
+    along = schedules if along is None else along
+    check_schedules([*schedules, *along])
+    teacher = teacher.over(along)
+    schedules, along = (
+        [at_least_float32(sigmas.detach().cpu()) for sigmas in each] for each in (schedules, along)
+    )
 
     lender = latents.lender
     asked = [
@@ -332,10 +347,11 @@ def plan_teacher(
         for solver in students
         for sigmas in schedules
     ]
+    visited = [*asked, *(sigmas.tolist() for sigmas in schedules)]
     passes = []
     for scale in (teacher.scale, teacher.scale // 2):
         if scale:
-            grid = replace(teacher, scale=scale).grid(asked, schedules).to(schedules[0].dtype)
+            grid = replace(teacher, scale=scale).grid(visited, along).to(schedules[0].dtype)
             passes.append(_Pass.probed(resolve(teacher.solver), grid, latents.teaching.lender))
     stops = distinct([*(sigma for queries in asked for sigma in queries), 0.0])
     return TeacherRun(latents, teacher, passes, stops)

@@ -159,11 +159,59 @@ def test_settings_are_in_every_row():
     }
 
 
-# --- One evaluation -----------------------------------------------------------------------------------
+# --- The teacher ----------------------------------------------------------------------------------------
 
 
 def schedules_of(name, steps, discard):
     return make_sigmas(name, steps, SD, discard_penultimate=discard)
+
+
+@pytest.mark.parametrize("name", ["simple", "beta", "kl_optimal"])
+def test_the_teacher_is_as_fine_wherever_a_fit_begins(name):
+    """A schedule that is coarse where the solution bends would bring the target itself away from it."""
+    x = Latents([Group(two_peaks, latents(4, sigma=SD.sigma_max))])
+    student, usual = schedules_of(name, 5, False), schedules_of("karras", 5, False)
+    planned = Recipe(teacher=TEACHER, make_sigmas=schedules_of).teacher_run(x, [student])
+    converged = run_teacher(x, usual, Teacher(scale=60)).ends[0]
+
+    def distance(targets):
+        return float((targets.ends[0] - converged).square().mean().sqrt())
+
+    here, of_usual, of_student = map(
+        distance, (planned(), *(run_teacher(x, each, TEACHER) for each in (usual, student)))
+    )
+    assert here < 1.2 * of_usual < of_student
+    targets = planned()
+    targets.check(student.tolist())
+
+
+def test_where_a_fit_begins_as_usual_the_teacher_divides_its_steps():
+    x, usual = Latents([Group(two_peaks, latents(2))]), schedules_of("karras", 5, False)
+    planned = Recipe(teacher=TEACHER, make_sigmas=schedules_of).teacher_run(x, [usual])
+    assert torch.equal(planned.passes[0].run.sigmas, plan_teacher(x, usual, TEACHER).passes[0].run.sigmas)
+
+
+def _refused(name, steps, discard):
+    raise DodeError("no such schedule")
+
+
+@pytest.mark.parametrize(
+    "make_sigmas",
+    [
+        None,
+        _refused,
+        lambda name, steps, discard: schedules_of(name, steps, discard) * 1.1,
+        lambda name, steps, discard: schedules_of(name, steps + 1, discard),
+    ],
+    ids=["unknown", "refused", "begins elsewhere", "of other steps"],
+)
+def test_where_the_usual_schedule_does_not_serve_the_teacher_divides_the_students_steps(make_sigmas):
+    x, student = Latents([Group(two_peaks, latents(2))]), schedules_of("simple", 5, False)
+    found = Recipe(teacher=TEACHER, make_sigmas=make_sigmas).teacher_run(x, [student])
+    assert torch.equal(found.passes[0].run.sigmas, plan_teacher(x, student, TEACHER).passes[0].run.sigmas)
+
+
+# --- One evaluation -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("others", [[], [schedules_of("karras", 3, False)]])

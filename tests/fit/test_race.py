@@ -180,6 +180,31 @@ def test_a_refinement_from_a_poor_start_ends_as_near_as_one_from_a_good_start():
     assert max(distances) < 1.5 * min(distances)
 
 
+@pytest.mark.whole_race
+@pytest.mark.parametrize(("solver", "scheduler"), [("euler", "simple"), ("ipndm", "beta")])
+def test_leaders_begin_on_different_schedules(solver, scheduler):
+    """On one and the same they end alike."""
+    sigmas = make_sigmas(scheduler, 5, SD)
+    targets = run_teacher(Latents.of(two_peaks, latents(16)), sigmas, Teacher(scale=6), solvers=solver)
+    row = distill(targets, sigmas, solver=solver)
+    refinement = Refinement(targets, row, make_sigmas=schedules())
+    begun, leaders = [], []
+    for stage in refinement.stage_by_stage():
+        if stage.name.startswith("Jacobian 2"):
+            break
+        if stage.name.startswith("Jacobian 1 of "):
+            leaders.append(stage.name.removeprefix("Jacobian 1 of "))
+        else:
+            begun.append(stage)
+    students = refinement._family.starts | {each.name: each.student for each in refinement._scope.runners}
+    of_start = {stage.name: tuple(students[stage.name].sigmas.round(4)) for stage in begun}
+    assert len(set(of_start.values())) >= len(leaders) == 3
+    assert len({of_start[name] for name in leaders}) == 3
+    nearest = sorted(begun, key=lambda stage: stage.distance)
+    for name in leaders:  # each is the best of its schedule
+        assert name == next(stage.name for stage in nearest if of_start[stage.name] == of_start[name])
+
+
 def test_what_a_refinement_with_a_race_costs_is_known_before():
     model = Counting()
     targets, sigmas = taught(latents(8), model)

@@ -110,6 +110,43 @@ def test_what_is_said_stays():
     assert Teacher().over([uniform(3)]) == Teacher(scale=10, flow=True)
 
 
+@pytest.mark.parametrize("low", [1e-4, 0.001, 0.02, 0.05])
+@pytest.mark.parametrize("scale", [1, 5, 8])
+def test_steps_of_a_flow_model_down_to_nearly_0_halve_sigma_at_most(low, scale):
+    """A multistep teacher extrapolates by how much longer a step is in log σ than the one before."""
+    schedule = torch.tensor([1.0, 0.6, 0.2, low, 0.0], dtype=torch.float64)
+    grid = grid_for(schedule, scale=scale, flow=True)
+    assert set(schedule.tolist()) <= set(grid)
+    below = grid[grid.index(0.2) : -scale]
+    assert max(high / point for high, point in pairwise(below)) <= 2.0001
+    assert len(below) <= scale + math.ceil(math.log2(0.2 / low)) + 1
+
+
+@pytest.mark.parametrize("solver", ["dpmpp_2m", "heun"])
+def test_it_may_divide_the_steps_of_another_schedule_than_its_students(solver):
+    """Its states are those of its students' σ all the same."""
+    usual = karras(4)
+    student = torch.tensor([float(usual[0]), 1.2, 1.0, 0.9, 0.0], dtype=torch.float64)
+    model = Counting()
+    plan = plan_teacher(on(latents(3), model), student, Teacher(solver, 6), along=[usual])
+    grid = plan.passes[0].run.sigmas.tolist()
+    assert {*student.tolist(), *usual.tolist()} <= set(grid)
+    for high, low in pairwise(usual.tolist()):
+        assert 6 <= sum(low < sigma <= high for sigma in grid) <= 6 + 3
+    targets = plan()
+    assert model.evaluations == plan.cost == targets.evaluations
+    assert set(targets.states) == set(student.tolist())
+    finer = run_teacher(on(latents(3)), student, Teacher(solver, 100))
+    own = run_teacher(on(latents(3)), student, Teacher(solver, 6))
+    of_along, of_own = (root_mean_square(each.ends[0] - finer.ends[0]) for each in (targets, own))
+    assert of_along < of_own / 2
+
+
+def test_another_schedule_must_begin_where_its_students_do():
+    with pytest.raises(DodeError, match="must start at the same σ"):
+        plan_teacher(on(latents(1)), SIGMAS, along=[2 * SIGMAS])
+
+
 # --- The states ---------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,6 @@ from ...fit.progress import Progress, Reporter
 from ...fit.race import MakeSigmas
 from ...fit.recipe import Recipe
 from ...fit.runs import Run
-from ...fit.teacher import plan_teacher
 from ...sampling.sample import corrected
 from ...sampling.solvers import resolve
 from ...sigmas import HOST_RTOL, check_schedules, same_sigma
@@ -183,7 +182,7 @@ class Distillation:
         schedules, recipe = _by_start(self._request.schedules)[0], self._recipe()
         latents = self.latents_for(schedules[0].sigmas, self._request.count)
         sigmas = [each.sigmas.to(latents.groups[0].x.device) for each in schedules]
-        teacher = plan_teacher(latents, sigmas, recipe.teacher, solvers=recipe.solvers)
+        teacher = recipe.teacher_run(latents, sigmas)
         shown = self._shown(latents)
         teaching = teacher.ends_cost(len(shown))
         showing = 2 * len(shown) * _best_of_first_schedule(table.rows).nfe
