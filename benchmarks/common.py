@@ -164,19 +164,36 @@ def fitted_rows(
     return Pipeline(latents, [sigmas], recipe).run(progress)
 
 
-def good_row(bench: Bench, latents: int, sigmas: Tensor, solver: str = "euler") -> LambdaRow:
-    """The nearest that a fit of the quality good finds on so many latents."""
-    rows = fitted_rows(bench.model, bench.fit_latents(latents), sigmas, solver)
+def nearest_row(
+    bench: Bench, latents: int, sigmas: Tensor, solver: str = "euler", quality: str = GOOD
+) -> LambdaRow:
+    """The nearest that a fit of such a quality finds on so many latents."""
+    budget = QUALITIES[quality].refine_budget
+    with evaluations_bar(f"{bench.model.name}: {len(sigmas) - 1} steps, {quality}") as tell:
+        rows = fitted_rows(
+            bench.model, bench.fit_latents(latents), sigmas, solver, refine_budget=budget, progress=tell
+        )
     return min(rows, key=LambdaRow.error_from)
 
 
-def print_starts(bench: Bench, steps: Sequence[int], latents: int, starts: Sequence[tuple[str, str]]) -> None:
-    """Errors from several rows to begin with, a solver on a schedule each, and how much farther each is than the best."""
+STARTS = (
+    ("euler", "karras"),
+    ("euler", "exponential"),
+    ("euler", "simple"),
+    ("euler", "beta"),
+    ("dpmpp_2m", "sgm_uniform"),
+    ("ipndm", "kl_optimal"),
+)
+"""Of fits: a solver on a schedule each."""
+
+
+def print_starts(bench: Bench, steps: Sequence[int], latents: int) -> None:
+    """Errors from several rows to begin with, and how much farther each is than the best."""
     rows: list[tuple[object, ...]] = []
     for n in steps:
         found = {}
-        for solver, name in tqdm(starts, desc=f"{bench.model.name}: starts, {n} steps"):
-            row = good_row(bench, latents, bench.schedule(n, name), solver)
+        for solver, name in tqdm(STARTS, desc=f"{bench.model.name}: starts, {n} steps"):
+            row = nearest_row(bench, latents, bench.schedule(n, name), solver)
             found[f"{solver}, {name}"] = bench.errors(bench.sample_row(row))
         least = [min(errors) for errors in zip(*found.values(), strict=True)]
         for start, errors in found.items():

@@ -15,7 +15,7 @@ from common import (
     Bench,
     arguments,
     converged,
-    good_row,
+    nearest_row,
     prepare,
     print_setting,
     print_starts,
@@ -36,14 +36,6 @@ from dode_nodes.sampling.denoiser import dode_corrections
 from dode_nodes.sampling.solvers import sample_euler
 
 LATENTS = (4, 8, 16, 48, 128)
-STARTS = (
-    ("euler", "karras"),
-    ("euler", "exponential"),
-    ("euler", "simple"),
-    ("euler", "beta"),
-    ("dpmpp_2m", "sgm_uniform"),
-    ("ipndm", "kl_optimal"),
-)
 FREE, ALL = "a free first step", "all four"
 PARTS = {
     "nothing": (),
@@ -121,7 +113,7 @@ def against_latents(bench: Bench, steps: Sequence[int]) -> None:
     rows = []
     for n in steps:
         for latents in tqdm(LATENTS, desc=f"latents, {n} steps"):
-            row = good_row(bench, latents, bench.schedule(n))
+            row = nearest_row(bench, latents, bench.schedule(n))
             spent = sum(row.report["evaluations"].values())
             rows.append((n, latents, *bench.errors(bench.sample_row(row)), spent, row.label))
     print("\nLatents, a quarter of them held out:")
@@ -211,7 +203,7 @@ def main() -> None:
         print(f"Teacher {TEACHER}; what is fitted without a race begins with D-euler (noise) on {START}.")
         against_latents(bench, options.steps)
         against_families(bench, options.steps, options.fit_latents)
-        print_starts(bench, options.steps, options.fit_latents, STARTS)
+        print_starts(bench, options.steps, options.fit_latents)
         against_parts(bench, options.steps, options.fit_latents)
         if kind == "eps":  # flow models' timesteps are not rounded
             against_rounding(bench, options.steps, options.fit_latents)

@@ -5,8 +5,8 @@ flow of coloured pictures; rows are fitted on one half of its prompts and measur
 Distance to the converged picture in pixels from −1 to 1.
 
 For every number of evaluations: the best stock sampler × schedule × ending of all that ComfyUI has, chosen on the test
-latents in its favour; the setting that the fit's race calls the best stock; and the row that a fit of the quality good
-finds. Then fits that begin with other rows (--starts).
+latents in its favour; and for fits of the qualities good and best the setting that the fit's race calls the best stock,
+and the row. Then fits of the quality good that begin with other rows (--starts).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from common import (
     Bench,
     arguments,
     converged,
-    good_row,
+    nearest_row,
     print_setting,
     print_starts,
     print_table,
@@ -35,10 +35,10 @@ from tqdm import tqdm
 
 from dode_nodes import Group, LambdaRow, Latents
 from dode_nodes.demo.colour.models import ColourModel, load_colour_model
+from dode_nodes.fit.quality import GOOD, QUALITIES
 from dode_nodes.fit.race import entrant_of
 
 WEIGHTS = Path(__file__).parent / "weights"
-STARTS = (("euler", "karras"), ("euler", "simple"), ("euler", "beta"), ("dpmpp_2m", "sgm_uniform"))
 HEATS = {"plain": ((12, 8),), "prompted": colour.HEATS}
 
 
@@ -77,39 +77,43 @@ def of_setting(bench: Bench, row: LambdaRow) -> tuple[str, Tensor]:
     return f"{setting.sampler}, {setting.scheduler}{ending}", bench.sample_row(entrant.as_row())
 
 
-def lines(name: str, bench: Bench, steps: Sequence[int], latents: int) -> Iterator[tuple[object, ...]]:
-    """A line per number of evaluations."""
+def lines(
+    name: str, bench: Bench, steps: Sequence[int], qualities: Sequence[str], latents: int
+) -> Iterator[tuple[object, ...]]:
+    """A line per number of evaluations and quality; latents as the quality has, if they are 0."""
     for n in tqdm(steps, desc=name):
-        row = good_row(bench, latents, bench.schedule(n))
-        chosen, of_chosen = of_setting(bench, row)
         _, stock, of_stock = best_stock(bench, combinations(bench, n), HEATS[name])
-        best, raced, mine = (bench.errors(each) for each in (of_stock, of_chosen, bench.sample_row(row)))
-        yield (
-            n, str(stock), *best, chosen, *raced, row.label, *mine,
-            *(f"{error / of_best:.2f}" for error, of_best in zip(mine, best, strict=True)), f"{raced[0] / best[0]:.2f}",
-            sum(row.report["evaluations"].values()),
-        )  # fmt: skip
+        for quality in qualities:
+            fitted_on = latents or QUALITIES[quality].latents
+            row = nearest_row(bench, fitted_on, bench.schedule(n), quality=quality)
+            chosen, of_chosen = of_setting(bench, row)
+            best, raced, mine = (bench.errors(each) for each in (of_stock, of_chosen, bench.sample_row(row)))
+            yield (
+                n, str(stock), *best, f"{quality}, {fitted_on} latents", chosen, *raced, row.label, *mine,
+                *(f"{error / of_best:.2f}" for error, of_best in zip(mine, best, strict=True)),
+                f"{raced[0] / best[0]:.2f}", sum(row.report["evaluations"].values()),
+            )  # fmt: skip
 
 
 def main() -> None:
     """Measure and print."""
     options = arguments(
-        __doc__, models=tuple(HEATS), lists={"steps": STEPS, "starts": ()}, test_latents=256, fit_latents=16
-    )
+        __doc__, models=tuple(HEATS), lists={"steps": STEPS, "starts": ()}, words={"qualities": (GOOD, "best")},
+        test_latents=256, fit_latents=0,
+    )  # fmt: skip
     race_by_hosts_samplers()
     for name in options.models:
         bench = prepare(name, options.cfg, options.test_latents)
         print(f"\n# {name}")
         print_setting(bench)
-        print(f"\n{options.fit_latents} latents to fit, a quarter of them held out.")
         print_table(
-            ["evaluations", "best stock of all", "RMS", "median", "best stock of the race", "RMS", "median",
-             "row, quality good", "RMS", "median", "row / best stock, RMS", "median", "race's / best stock, RMS",
+            ["evaluations", "best stock of all", "RMS", "median", "fit", "best stock of the race", "RMS", "median",
+             "row", "RMS", "median", "row / best stock, RMS", "median", "race's / best stock, RMS",
              "evaluations to fit"],
-            lines(name, bench, options.steps, options.fit_latents),
+            lines(name, bench, options.steps, options.qualities, options.fit_latents),
         )  # fmt: skip
         if options.starts:
-            print_starts(bench, options.starts, options.fit_latents, STARTS)
+            print_starts(bench, options.starts, options.fit_latents or QUALITIES[GOOD].latents)
 
 
 if __name__ == "__main__":
