@@ -194,19 +194,27 @@ def against_rounding(bench: Bench, steps: Sequence[int], latents: int) -> None:
     print_table(["", *(f"{n} steps: {what}" for n in steps for what in ("exact", "rounded to 1000"))], rows)
 
 
+AGAINST: dict[str, Callable[[Bench, Sequence[int], int], None]] = {
+    "latents": lambda bench, steps, _: against_latents(bench, steps),
+    "families": against_families,
+    "starts": print_starts,
+    "parts": against_parts,
+    "rounding": against_rounding,
+}
+
+
 def main() -> None:
     """Measure and print."""
-    options = arguments(__doc__, lists={"steps": (5, 8)}, test_latents=96, fit_latents=48)
+    options = arguments(
+        __doc__, lists={"steps": (5, 8)}, words={"against": AGAINST}, test_latents=96, fit_latents=48
+    )
     for kind in options.models:
         bench = prepare(kind, options.cfg, options.test_latents)
         print_setting(bench)
         print(f"Teacher {TEACHER}; what is fitted without a race begins with D-euler (noise) on {START}.")
-        against_latents(bench, options.steps)
-        against_families(bench, options.steps, options.fit_latents)
-        print_starts(bench, options.steps, options.fit_latents)
-        against_parts(bench, options.steps, options.fit_latents)
-        if kind == "eps":  # flow models' timesteps are not rounded
-            against_rounding(bench, options.steps, options.fit_latents)
+        for name in options.against:
+            if (kind, name) != ("flow", "rounding"):  # flow models' timesteps are not rounded
+                AGAINST[name](bench, options.steps, options.fit_latents)
 
 
 if __name__ == "__main__":

@@ -85,9 +85,9 @@ def print_made(kind: str, table: LambdaTable) -> None:
     settings = table.rows[0].settings
     steps = " ".join(str(n) for n in sorted({row.nfe for row in table.rows}))
     print(
-        f"\nTable {shown_hash(table.sha256)}: `python -m dode_nodes distill --model {kind} --quality good --latents "
-        f"{settings['latents']} --cfg {settings['cfg']:g} --seed {settings['seed']} --steps {steps}`, a quarter of the "
-        f"latents held out. Stock: {len(samplers(kind))} deterministic samplers."
+        f"\nTable {shown_hash(table.sha256)}: `python -m dode_nodes distill --model {kind} --quality best --latents "
+        f"{settings['latents']} --scale {settings['scale']} --cfg {settings['cfg']:g} --seed {settings['seed']} --steps "
+        f"{steps}`, a quarter of the latents held out. Stock: {len(samplers(kind))} deterministic samplers."
     )
 
 
