@@ -20,7 +20,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito's palette (2008): told apart by colour-blind readers, too."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """One more than colours: a colour that comes again has another."""
-_MOST_NAMES_INSIDE = 4
+_MOST_NAMES_INSIDE = 3
+_SHORT_NAME = 14  # letters: three columns of them are no wider than a panel
 GREY = "#767676"
 DPI = 150
 
@@ -82,7 +83,8 @@ def words(ax: Axes, title: str, x: str, y: str) -> None:
     ax.set_xlabel(x, parse_math=False)
     ax.set_ylabel(y, parse_math=False)
     if names := ax.get_legend_handles_labels()[1]:
-        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncols": 3, "columnspacing": 1}
+        columns = 3 if max(map(len, names)) <= _SHORT_NAME else 2
+        below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.19), "ncols": columns, "columnspacing": 1}
         legend = ax.legend(
             fontsize=9, facecolor="white", framealpha=0.8, edgecolor="none", handlelength=1.5, borderpad=0.2,
             **(below if len(names) > _MOST_NAMES_INSIDE else {}),
