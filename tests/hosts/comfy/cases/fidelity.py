@@ -4,7 +4,8 @@ noise. Which noises are held out is not asked: a latent may be that of any noise
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -45,9 +46,12 @@ def distances(
     made = dode.distil(subject, **given)
     solver, scheduler = given.get("solver", "euler"), given.get("scheduler", subject.scheduler)
     sigmas = schedule_of(subject, scheduler, steps, solver)
+    usual = schedule_of(subject, subject.scheduler, steps)
+    along = usual if len(usual) == len(sigmas) and math.isclose(usual[0], sigmas[0], rel_tol=1e-4) else sigmas
+    grid = teachers_grid(along, subject.scheduler == "simple", given["scale"], sigmas)
     runs = (
         ("stock", *(stock_of(made["table"].rows[0], subject) or (solver, sigmas))),
-        ("teacher", "dpmpp_2m", teachers_grid(sigmas, subject.scheduler == "simple", given["scale"])),
+        ("teacher", "dpmpp_2m", grid),
     )
     each = expected or [replace(subject, positive=positive) for positive in positives]
     alone = given.get("micro_batch") == 1
@@ -86,13 +90,19 @@ def schedule_of(subject: Subject, scheduler: str, steps: int, solver: str = "eul
     return comfy.samplers.KSampler(subject.model, steps, "cpu", sampler=solver, scheduler=scheduler).sigmas
 
 
-def teachers_grid(sigmas: Tensor, flow: bool, scale: int = SCALE) -> Tensor:
-    """``scale`` steps for each: equal in σ to the last, and for flow models; in log σ elsewhere."""
+def teachers_grid(sigmas: Tensor, flow: bool, scale: int = SCALE, visited: Iterable[Tensor] = ()) -> Tensor:
+    """``scale`` steps for each: equal in σ to the last, and for flow models; in log σ elsewhere. Where a σ to be visited
+    cuts one in two, each piece has its share, rounded up."""
     grid = []
-    for a, b in pairwise(sigmas.tolist()):
-        for i in range(scale):
-            share = i / scale
-            grid.append(a + share * (b - a) if flow or b == 0 else a ** (1 - share) * b**share)
+    for start, end in pairwise(sigmas.tolist()):
+        linear = flow or end == 0
+        inner = [float(v) for v in visited if end * (1 + 1e-5) < v < start * (1 - 1e-5)]
+        for a, b in pairwise([start, *inner, end]):
+            share = (a - b) / (start - end) if linear else math.log(a / b) / math.log(start / end)
+            parts = math.ceil(scale * share - 1e-4)
+            for i in range(parts):
+                at = i / parts
+                grid.append(a + at * (b - a) if linear else a ** (1 - at) * b**at)
     return torch.tensor([*grid, 0.0])
 
 
