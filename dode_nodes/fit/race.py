@@ -150,6 +150,18 @@ def entrant_of(
     return Entrant(setting.sampler, student, solver, options, scheduler, discard, lender)
 
 
+def schedule_from(
+    sigma: float, make_sigmas: MakeSigmas, scheduler: str, steps: int, discard: bool = False
+) -> Tensor | None:
+    """The host's schedule of so many steps that begins at this σ; None where it has none."""
+    try:
+        sigmas = make_sigmas(scheduler, steps, discard)
+    except DodeError:
+        return None
+    fits = len(sigmas) == steps + 1 and equal_sigma(float(sigmas[0]), sigma)
+    return sigmas if fits else None
+
+
 def _student(
     evaluations: int,
     sigma: float,
@@ -163,10 +175,11 @@ def _student(
 ) -> Student | None:
     """None where this is no linear multistep method, or the schedule has another number of steps or start."""
     queries = evaluations + free
+    schedule = schedule_from(sigma, make_sigmas, scheduler, queries, discard)
+    if schedule is None:
+        return None
+    sigmas = schedule.cpu().double().numpy()
     try:
-        sigmas = make_sigmas(scheduler, queries, discard).cpu().double().numpy()
-        if len(sigmas) != queries + 1 or not equal_sigma(float(sigmas[0]), sigma):
-            return None
         weights = as_history(
             resolve(solver), sigmas, np.zeros((queries, queries)), "noise", options=options, model=lender
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +10,12 @@ from torch import Tensor
 
 from ..errors import DodeError
 from ..sampling.solvers import Sampler
-from ..sigmas import equal_sigma, is_flow
+from ..sigmas import is_flow
 from ..tables.gate import SETTINGS, checked
 from ..tables.row import PREDICTIONS
 from .latents import Latents
 from .quality import start_schedule
-from .race import MakeSigmas
+from .race import MakeSigmas, schedule_from
 from .scope import Plan
 from .teacher import Teacher, TeacherRun, plan_teacher
 
@@ -70,13 +69,11 @@ class Recipe:
 
     def _along(self, sigmas: Tensor) -> Tensor:
         """That schedule, with as many steps; the student's own where the host's are not known, or begin elsewhere."""
-        if self.make_sigmas is not None:
-            flow = is_flow(sigmas) if self.teacher.flow is None else self.teacher.flow
-            with suppress(DodeError):
-                usual = self.make_sigmas(start_schedule(flow=flow), len(sigmas) - 1, False)
-                if len(usual) == len(sigmas) and equal_sigma(float(usual[0]), float(sigmas[0])):
-                    return usual
-        return sigmas
+        if self.make_sigmas is None:
+            return sigmas
+        flow = is_flow(sigmas) if self.teacher.flow is None else self.teacher.flow
+        usual = schedule_from(float(sigmas[0]), self.make_sigmas, start_schedule(flow=flow), len(sigmas) - 1)
+        return sigmas if usual is None else usual
 
     @property
     def parts(self) -> dict[str, Any]:

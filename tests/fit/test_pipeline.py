@@ -177,11 +177,9 @@ def test_the_teacher_is_as_fine_wherever_a_fit_begins(name):
     def distance(targets):
         return float((targets.ends[0] - converged).square().mean().sqrt())
 
-    here, of_usual, of_student = map(
-        distance, (planned(), *(run_teacher(x, each, TEACHER) for each in (usual, student)))
-    )
-    assert here < 1.2 * of_usual < of_student
     targets = planned()
+    of_usual, of_student = (distance(run_teacher(x, each, TEACHER)) for each in (usual, student))
+    assert distance(targets) < 1.2 * of_usual < of_student
     targets.check(student.tolist())
 
 

@@ -5,7 +5,7 @@ noise. Which noises are held out is not asked: a latent may be that of any noise
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -90,7 +90,9 @@ def schedule_of(subject: Subject, scheduler: str, steps: int, solver: str = "eul
     return comfy.samplers.KSampler(subject.model, steps, "cpu", sampler=solver, scheduler=scheduler).sigmas
 
 
-def teachers_grid(sigmas: Tensor, flow: bool, scale: int = SCALE, visited: Iterable[Tensor] = ()) -> Tensor:
+def teachers_grid(
+    sigmas: Tensor, flow: bool, scale: int = SCALE, visited: Sequence[Tensor] | Tensor = ()
+) -> Tensor:
     """``scale`` steps for each: equal in σ to the last, and for flow models; in log σ elsewhere. Where a σ to be visited
     cuts one in two, each piece has its share, rounded up."""
     grid = []
