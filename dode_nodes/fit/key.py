@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-FIT_VERSION = 4
+FIT_VERSION = 5
 """Raise it with every change of what a fit computes: what was fitted before is then fitted again. It has nothing to do
 with the package's version."""
 

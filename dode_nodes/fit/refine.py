@@ -15,8 +15,9 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
+from functools import partial, reduce
 from itertools import count
+from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -133,6 +134,7 @@ class Refinement:
         self._kept: tuple[str, Student] = (ROW_GIVEN, self._family.starts[ROW_GIVEN])
         self._least = math.inf
         self._kept_unseen = self._most_unseen = math.inf
+        self._nearest: dict[bool, tuple[float, Student]] = {}
         self._best_stock: StockSetting | None = None
         self._nearest_stock = math.inf
         self.stock: Entrant | None = None
@@ -191,7 +193,7 @@ class Refinement:
             )
         begun = _on_different_schedules([start for start in begun if math.isfinite(start[1].error)])
         yield from self._descend(begun[: max(self.plan.leaders, 1)])
-        if self.plan.widened:
+        if self.plan.kinds:
             yield from self._widen()
 
     def _starts(self) -> Iterator[tuple[str, Student]]:
@@ -241,18 +243,27 @@ class Refinement:
         return parts
 
     def _widen(self) -> Iterator[tuple[str, Played]]:
-        """One part after the other, each from the best there is."""
-        for what, widened in self._parts().items():
+        """One part after the other, each from the best there is. Then all at once, from the best with the other kind of
+        first step: one that is free is often behind without them, and ahead with them."""
+        parts = self._parts()
+        _, other = self._nearest.get(not self._kept[1].free.first, (math.inf, None))
+        for what, widened in parts.items():
             student = widened(self._kept[1])
-            if student is self._kept[1]:  # a row given that has it already
-                continue
-            parameters = self._family.parameters(student)
-            start = self._fit.trial(student)
-            if not math.isfinite(start.error):
-                continue
-            descent = levenberg_marquardt(self._fit, start, parameters, WIDE_JACOBIANS, self._done)
-            for i, played in enumerate(descent):
-                yield f"{what}, Jacobian {i + 1}", played
+            if student is not self._kept[1]:  # it has it already
+                yield from self._descend_wide(what, student, WIDE_JACOBIANS)
+        if self.plan.kinds > 1 and other is not None:
+            student = reduce(lambda narrower, widened: widened(narrower), parts.values(), other)
+            yield from self._descend_wide("the other kind of first step", student, self.plan.jacobians)
+
+    def _descend_wide(self, what: str, student: Student, jacobians: int) -> Iterator[tuple[str, Played]]:
+        start = self._fit.trial(student)
+        if not math.isfinite(start.error):
+            return
+        descent = levenberg_marquardt(
+            self._fit, start, self._family.parameters(student), jacobians, self._done
+        )
+        for i, played in enumerate(descent):
+            yield f"{what}, Jacobian {i + 1}", played
 
     def _consider(self, name: str, played: Played) -> Stage:
         """Note a student, and keep it if it is nearer; a wider one only if that pays outside of the fit, too."""
@@ -261,6 +272,8 @@ class Refinement:
         spent = self._evaluator.spent()
         stage = Stage(name, played.error, checked_on.error, geometric_mean(distances), spent)
         self.stages.append(stage)
+        kind, nearest = played.student.free.first, (stage.distance, played.student)
+        self._nearest[kind] = min(self._nearest.get(kind, nearest), nearest, key=itemgetter(0))
         unseen = geometric_mean(checked_on.distances) if self._checked else 0.0
         if name in (ROW_GIVEN, PLAIN_SOLVER):
             self._most_unseen = min(self._most_unseen, _HARM * unseen)

@@ -46,7 +46,7 @@ class Plan:
         fitted: latents that are fitted.
         jacobians: at most, of weights and σ.
         leaders: starts that go one Jacobian further, see ``LEADERS``; 0 where none are raced first.
-        widened: whether the family is widened then.
+        kinds: kinds of first step, evaluated or free, of which the family is widened then; 0 for no widening.
         fitting: evaluations of one latent each, at most: what a budget is compared with.
         checking: those of runs from later steps, at most.
     """
@@ -54,7 +54,7 @@ class Plan:
     fitted: int
     jacobians: int
     leaders: int
-    widened: bool
+    kinds: int
     fitting: int
     checking: int
 
@@ -148,37 +148,41 @@ class Scope:
             f"{plans[-1].fitting / self.unit:.2g}"
         )
 
-    def _preferred(self) -> list[tuple[int, int, int, bool]]:
-        """(fitted latents, Jacobians, leaders of a race, widened), the most wanted first."""
-        most, wide = self.latents - self.held, self.family.history
+    def _preferred(self) -> list[tuple[int, int, int, int]]:
+        """(fitted latents, Jacobians, leaders of a race, kinds of first step that are widened), the most wanted first."""
+        most = self.latents - self.held
         leaders, one = (LEADERS, 1) if self.runners else (0, 0)
+        kinds = len({student.free.first for student in self._students()}) if self.family.history else 0
         some, few = min(SOME_LATENTS, most), min(FEW_LATENTS, most)
         return [
-            (most, JACOBIANS, leaders, wide),
-            *((fitted, JACOBIANS, leaders, False) for fitted in range(most, some - 1, -1)),
-            *((fitted, FEW_JACOBIANS, one, False) for fitted in range(some, few - 1, -1)),
-            *((few, jacobians, 0, False) for jacobians in range(FEW_JACOBIANS, 0, -1)),
-            *((fitted, 1, 0, False) for fitted in range(few - 1, 0, -1)),
+            *((most, JACOBIANS, leaders, widened) for widened in range(kinds, 0, -1)),
+            *((fitted, JACOBIANS, leaders, 0) for fitted in range(most, some - 1, -1)),
+            *((fitted, FEW_JACOBIANS, one, 0) for fitted in range(some, few - 1, -1)),
+            *((few, jacobians, 0, 0) for jacobians in range(FEW_JACOBIANS, 0, -1)),
+            *((fitted, 1, 0, 0) for fitted in range(few - 1, 0, -1)),
         ]
 
-    def _plan(self, fitted: int, jacobians: int, leaders: int, widened: bool) -> Plan:
+    def _students(self, raced: bool = True) -> list[Student]:
+        """All that a fit may begin with."""
+        return [*self.family.starts.values(), *(runner.student for runner in self.runners if raced)]
+
+    def _plan(self, fitted: int, jacobians: int, leaders: int, kinds: int) -> Plan:
         runners = self.runners if leaders else []
         starts = self.family.most_starts + finalists(runners)
         descents = min(max(leaders, 1), starts)
-        member = max(
-            [*self.family.starts.values(), *(each.student for each in runners)],
-            key=lambda student: student.queries,
-        )
+        member = max(self._students(raced=leaders > 0), key=lambda student: student.queries)
         n = member.evaluations
         cost = starts * n * (fitted + self.held) + race_cost(runners, fitted)
         cost += _jacobians_of(descents, jacobians) * self._descent(member, fitted)
-        if widened:
+        if kinds:
             begun = with_start(member)
             wide = in_bands(begun, BANDS)
             prior = GaussianPrior(np.zeros(1), np.ones((2, 1, 1)))
-            for student in (begun, wide, with_gaussian(wide, prior)):
+            widest = with_gaussian(wide, prior)
+            for student in (begun, wide, widest):
                 cost += n * fitted + WIDE_JACOBIANS * self._descent(student, fitted)
-        return Plan(fitted, jacobians, leaders, widened, cost, self.checking)
+            cost += (kinds - 1) * (n * fitted + jacobians * self._descent(widest, fitted))
+        return Plan(fitted, jacobians, leaders, kinds, cost, self.checking)
 
     def _descent(self, student: Student, fitted: int) -> int:
         """Of one Jacobian at most: its differences, its steps, and a look at the latents held out."""

@@ -29,12 +29,15 @@ from dode_nodes import (
     run_teacher,
     sample_dode,
 )
+from dode_nodes.fit import race
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.fit.scope import FEW_LATENTS, JACOBIANS, UNIT
+from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
 from dode_nodes.sampling.solvers import SOLVERS, sample_dpm_2, sample_euler
 from dode_nodes.tables.gate import LARGEST_WEIGHT
 from dode_nodes.tables.provenance import HeldOutErrors
 from tests.oracles import Gaussian, two_peaks
+from tests.short_race import shorten_race
 from tests.toys import (
     Counting,
     Interrupted,
@@ -48,6 +51,11 @@ from tests.toys import (
 )
 
 SIGMAS = karras(4)
+SD = NoiseSchedule.stable_diffusion()
+
+
+def schedule_of(name, steps, discard):
+    return make_sigmas(name, steps, SD, discard_penultimate=discard)
 
 
 def on(x, model=two_peaks, **kwargs):
@@ -105,6 +113,22 @@ def test_refined_is_far_nearer_on_unseen_latents(solver, sigmas):
     assert after < 0.7 * before
     assert (refined.solver, refined.form, refined.prediction) == ("euler", "history", "noise")
     assert refined.nfe == row.nfe
+
+
+def test_what_is_behind_until_the_family_is_widened_is_found(monkeypatch):
+    """From these few starts, those with a first step that is free end farther away, until the family is widened."""
+    shorten_race(race, monkeypatch)
+    x, sigmas = latents(16, 1, 4, 4, sigma=SD.sigma_max, seed=1), schedule_of("karras", 5, False)
+    targets, row = begun(on(x), sigmas, scale=10)
+    whole = Refinement(targets, row, make_sigmas=schedule_of)
+    fits = {}
+    for budget in (None, (whole.plan.fitting - 1) / (UNIT * row.nfe * len(x))):
+        fit = Refinement(targets, row, make_sigmas=schedule_of, budget=budget)
+        fits[fit.plan.kinds] = min(fit.stage_by_stage(), key=lambda stage: stage.distance), fit.best
+    (of_one, one), (of_both, both) = fits[1], fits[2]
+    assert both.free.first
+    assert not one.free.first
+    assert of_both.distance < 0.7 * of_one.distance
 
 
 def test_a_linear_ode_is_solved_by_the_weights_alone():
