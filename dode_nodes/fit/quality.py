@@ -33,9 +33,9 @@ class Quality:
 QUALITIES = {
     "quick": Quality(8, 0.0, "λ alone, on 8 noises: a few minutes"),
     "good": Quality(16, 4.5, "weights and σ refined, on 16 noises: about 3 times as long as quick"),
-    "best": Quality(48, math.inf, "all that pays, on 48 noises: about 40 times as long as quick"),
+    "best": Quality(48, math.inf, "all that pays, on 48 noises: about 50 times as long as quick"),
 }
-"""Measured in network evaluations at 6 steps: at most 1,600, 5,200 and 61,000 (docs/measurements.md)."""
+"""Measured in network evaluations at 6 steps: at most 1,600, 5,200 and 86,000 (docs/measurements.md)."""
 GOOD = "good"
 
 START_SOLVER = "euler"

@@ -70,9 +70,10 @@ class Refinement:
     outputs on a schedule of its own, sampled with euler. The fit begins with the row itself, its plain solver, iPNDM-3
     or, where the host's schedules are known, the best of a race over solvers, schedules and endings, with the first
     step free or not (``race``). Then the family is widened where that pays: by weights per band of spatial frequency
-    (``bands``) and a Gaussian denoiser (``free_outputs``). Any other row keeps its solver and schedule, and its λ or
-    weights are refined. Evaluations per picture stay as they are. By the geometric mean of its distances on all
-    latents, ``best`` is no further from the teacher than the row that was given and its plain solver.
+    (``bands``) and a Gaussian denoiser (``free_outputs``), from the best with a first step that is free and the best
+    without. Any other row keeps its solver and schedule, and its λ or weights are refined. Evaluations per picture stay
+    as they are. By the geometric mean of its distances on all latents, ``best`` is no further from the teacher than the
+    row that was given and its plain solver.
 
     It can be ended at any time, by an exception from ``progress`` or by leaving the loop over ``stage_by_stage``,
     and asked at any time.

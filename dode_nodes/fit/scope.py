@@ -21,7 +21,8 @@ from .student import Student, first_changed, jacobian_cost
 from .teacher import Targets, TeacherRun
 
 JACOBIANS = 4
-"""At most, of the family of weights and σ; on latents outside of the fit more were no better."""
+"""At most, of the family of weights and σ, and of all that widens it at once; on latents outside of the fit more were no
+better."""
 FEW_JACOBIANS = 3
 """At most, where a budget is for one leader on few latents: a fourth gains nothing there (docs/measurements.md)."""
 WIDE_JACOBIANS = 2
@@ -46,7 +47,7 @@ class Plan:
         fitted: latents that are fitted.
         jacobians: at most, of weights and σ.
         leaders: starts that go one Jacobian further, see ``LEADERS``; 0 where none are raced first.
-        kinds: kinds of first step, evaluated or free, of which the family is widened then; 0 for no widening.
+        kinds: of first steps, evaluated or free, from the best of which the family is widened then; 0 for no widening.
         fitting: evaluations of one latent each, at most: what a budget is compared with.
         checking: those of runs from later steps, at most.
     """
