@@ -154,7 +154,7 @@ def error_against_evaluations_figure(panels: Sequence[Panel], note: str = "") ->
 _FIT = "Jacobian"
 """In the name of a stage that was fitted; the others are what a refinement may begin with."""
 _EDGE = 1e100  # beyond it matplotlib's axes overflow
-_MOST_PANELS, _MOST_ROWS, _MOST_STAGES = 16, 24, 24
+_MOST_PANELS, _MOST_ROWS, _MOST_STAGES = 16, 24, 32
 """What is drawn of a table, of a panel's rows and of a row's stages: a file may list any number."""
 
 
