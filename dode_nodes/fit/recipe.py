@@ -68,12 +68,11 @@ class Recipe:
         return plan_teacher(latents, schedules, self.teacher, solvers=self.solvers, along=along)
 
     def _along(self, sigmas: Tensor) -> Tensor:
-        """That schedule, with as many steps; the student's own where the host's are not known, or begin elsewhere."""
+        """The steps that it divides, see ``usual_steps``; the student's own where the host's schedules are not known."""
         if self.make_sigmas is None:
             return sigmas
         flow = is_flow(sigmas) if self.teacher.flow is None else self.teacher.flow
-        usual = schedule_from(float(sigmas[0]), self.make_sigmas, start_schedule(flow=flow), len(sigmas) - 1)
-        return sigmas if usual is None else usual
+        return usual_steps(sigmas, self.make_sigmas, flow=flow)
 
     @property
     def parts(self) -> dict[str, Any]:
@@ -88,6 +87,13 @@ class Recipe:
             "settings": self.settings,
             "or_stock": self.or_stock,
         }
+
+
+def usual_steps(sigmas: Tensor, make_sigmas: MakeSigmas, *, flow: bool) -> Tensor:
+    """As many steps as a student's, on the schedule where fits begin if nobody says otherwise; the student's own where
+    that begins elsewhere."""
+    usual = schedule_from(float(sigmas[0]), make_sigmas, start_schedule(flow=flow), len(sigmas) - 1)
+    return sigmas if usual is None else usual
 
 
 @dataclass(frozen=True)

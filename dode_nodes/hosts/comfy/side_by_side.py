@@ -15,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 
 from ...errors import DodeError
 from ...fit.memory import BatchLimit
+from ...fit.recipe import usual_steps
 from ...fit.teacher import Teacher
 from ...sampling.denoiser import DenoiserProxy
 from ...sampling.solvers import resolve
@@ -22,6 +23,7 @@ from ...tables.describe import amount
 from ...tables.row import LambdaRow
 from .guiders import Guider, one_prompt_per_row, run_guider
 from .job import schedules_of
+from .model_facts import is_flow
 from .run_row import row_sampler
 from .usage import opponent_of, stock_row
 
@@ -82,12 +84,12 @@ def chosen_baseline(sampler: comfy.samplers.Sampler, sigmas: torch.Tensor) -> Ba
     return Baseline(f"chosen: {name}", sampler, sigmas, len(sigmas) - 1)
 
 
-def dode_and_teacher(row: LambdaRow, scale: int, flow: bool, node_id: str | None) -> list[Contender]:
-    """A row, and its teacher with ``scale`` steps per step of the row's plain solver."""
-    plain = stock_row(row)
+def dode_and_teacher(row: LambdaRow, scale: int, model: ModelPatcher, node_id: str | None) -> list[Contender]:
+    """A row, and its teacher with ``scale`` steps per step of the row's plain solver, as in a fit."""
+    plain, flow = stock_row(row), is_flow(model)
     schedule = torch.tensor(plain.sigmas, dtype=torch.float32)
     teacher = _teacher_here(row, scale, flow)
-    grid = teacher.grid([schedule.tolist()], [schedule]).float()
+    grid = teacher.grid([], [usual_steps(schedule, schedules_of(model), flow=flow)]).float()
     name = f"D-{plain.solver}, refined" if row.is_refined else f"D-{plain.solver}"
     return [
         Contender(

@@ -22,7 +22,7 @@ from ....tables.remarks import steps_remarks
 from ....tables.table import LambdaTable
 from ..guiders import Conditioning, Guider, guidance_scale, guiders_for
 from ..messages import drop_preview, remark
-from ..model_facts import check_model, check_no_cache, is_flow
+from ..model_facts import check_model, check_no_cache
 from ..pictures import draw
 from ..prompts import check_empty, fitting_latent, noise_per_latent
 from ..side_by_side import baseline_of, chosen_baseline, dode_and_teacher, sample_all
@@ -170,7 +170,7 @@ class CompareSamplers(io.ComfyNode):
         else:
             check_schedules([stock_sigmas])
             baseline = chosen_baseline(stock_sampler, stock_sigmas.float())
-        contenders = [baseline.contender(), *dode_and_teacher(row, scale, is_flow(model), node_id)]
+        contenders = [baseline.contender(), *dode_and_teacher(row, scale, model, node_id)]
         empty = fitting_latent(model, latent)
         noise, limit = noise_per_latent(empty, seed, pictures), BatchLimit()
         results = sample_all(guider, contenders, noise, empty, seed, limit)
