@@ -248,8 +248,8 @@ def cancel_at(count: int) -> Callable[[int], None]:
 @pytest.mark.parametrize(
     ("part", "saved"),
     [
-        pytest.param(0.04, [], marks=pytest.mark.slow_host),
-        pytest.param(0.075, ["greedy"], marks=pytest.mark.slow_host),
+        pytest.param(0.025, [], marks=pytest.mark.slow_host),
+        pytest.param(0.05, ["greedy"], marks=pytest.mark.slow_host),
         (0.5, ["greedy", "interrupted"]),
         pytest.param(0.99, ["greedy", "whole"], marks=pytest.mark.slow_host),
     ],
