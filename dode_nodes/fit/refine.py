@@ -247,13 +247,13 @@ class Refinement:
         """One part after the other, each from the best there is. Then all at once, from the best with the other kind of
         first step: one that is free is often behind without them, and ahead with them."""
         parts = self._parts()
-        _, other = self._nearest.get(not self._kept[1].free.first, (math.inf, None))
+        other = self._nearest.get(not self._kept[1].free.first)
         for what, widened in parts.items():
             student = widened(self._kept[1])
-            if student is not self._kept[1]:  # it has it already
+            if student is not self._kept[1]:  # else it has it already
                 yield from self._descend_wide(what, student, WIDE_JACOBIANS)
         if self.plan.kinds > 1 and other is not None:
-            student = reduce(lambda narrower, widened: widened(narrower), parts.values(), other)
+            student = reduce(lambda narrower, widened: widened(narrower), parts.values(), other[1])
             yield from self._descend_wide("the other kind of first step", student, self.plan.jacobians)
 
     def _descend_wide(self, what: str, student: Student, jacobians: int) -> Iterator[tuple[str, Played]]:

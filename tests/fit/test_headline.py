@@ -8,17 +8,14 @@ import torch
 
 from dode_nodes import Latents, Pipeline, Recipe, Teacher, run_teacher, sample_dode
 from dode_nodes.fit.headline import LATENTS
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, schedules_of
 from dode_nodes.sampling.solvers import SOLVERS
 from tests.oracles import two_peaks
 from tests.toys import Counting, Telling, karras, latents
 
 SD = NoiseSchedule.stable_diffusion()
+schedule_of = schedules_of(SD)
 TEACHER = Teacher(scale=4)
-
-
-def schedule_of(name, steps, discard):
-    return make_sigmas(name, steps, SD, discard_penultimate=discard)
 
 
 SCHEDULES = (karras(3), karras(4))

@@ -25,7 +25,7 @@ from dode_nodes import (
 )
 from dode_nodes.fit.scope import UNIT
 from dode_nodes.sampling.probe import probe_student
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, schedules_of
 from dode_nodes.sampling.solvers import SOLVERS, sample_euler
 from tests.oracles import two_peaks
 from tests.toys import Counting, Interrupted, Telling, in_shapes, karras, latents
@@ -33,6 +33,7 @@ from tests.toys import Counting, Interrupted, Telling, in_shapes, karras, latent
 SCHEDULES = [karras(3), karras(4)]
 TEACHER = Teacher(scale=4)
 SD = NoiseSchedule.stable_diffusion()
+schedule_of = schedules_of(SD)
 
 
 def on(model=two_peaks):
@@ -162,16 +163,12 @@ def test_settings_are_in_every_row():
 # --- The teacher ----------------------------------------------------------------------------------------
 
 
-def schedules_of(name, steps, discard):
-    return make_sigmas(name, steps, SD, discard_penultimate=discard)
-
-
 @pytest.mark.parametrize("name", ["simple", "beta", "kl_optimal"])
 def test_the_teacher_is_as_fine_wherever_a_fit_begins(name):
     """A schedule that is coarse where the solution bends would bring the target itself away from it."""
     x = Latents([Group(two_peaks, latents(4, sigma=SD.sigma_max))])
-    student, usual = schedules_of(name, 5, False), schedules_of("karras", 5, False)
-    planned = Recipe(teacher=TEACHER, make_sigmas=schedules_of).teacher_run(x, [student])
+    student, usual = schedule_of(name, 5, False), schedule_of("karras", 5, False)
+    planned = Recipe(teacher=TEACHER, make_sigmas=schedule_of).teacher_run(x, [student])
     converged = run_teacher(x, usual, Teacher(scale=60)).ends[0]
 
     def distance(targets):
@@ -184,8 +181,8 @@ def test_the_teacher_is_as_fine_wherever_a_fit_begins(name):
 
 
 def test_where_a_fit_begins_as_usual_the_teacher_divides_its_steps():
-    x, usual = Latents([Group(two_peaks, latents(2))]), schedules_of("karras", 5, False)
-    planned = Recipe(teacher=TEACHER, make_sigmas=schedules_of).teacher_run(x, [usual])
+    x, usual = Latents([Group(two_peaks, latents(2))]), schedule_of("karras", 5, False)
+    planned = Recipe(teacher=TEACHER, make_sigmas=schedule_of).teacher_run(x, [usual])
     assert torch.equal(planned.passes[0].run.sigmas, plan_teacher(x, usual, TEACHER).passes[0].run.sigmas)
 
 
@@ -198,13 +195,13 @@ def _refused(name, steps, discard):
     [
         None,
         _refused,
-        lambda name, steps, discard: schedules_of(name, steps, discard) * 1.1,
-        lambda name, steps, discard: schedules_of(name, steps + 1, discard),
+        lambda name, steps, discard: schedule_of(name, steps, discard) * 1.1,
+        lambda name, steps, discard: schedule_of(name, steps + 1, discard),
     ],
     ids=["unknown", "refused", "begins elsewhere", "of other steps"],
 )
 def test_where_the_usual_schedule_does_not_serve_the_teacher_divides_the_students_steps(make_sigmas):
-    x, student = Latents([Group(two_peaks, latents(2))]), schedules_of("simple", 5, False)
+    x, student = Latents([Group(two_peaks, latents(2))]), schedule_of("simple", 5, False)
     found = Recipe(teacher=TEACHER, make_sigmas=make_sigmas).teacher_run(x, [student])
     assert torch.equal(found.passes[0].run.sigmas, plan_teacher(x, student, TEACHER).passes[0].run.sigmas)
 
@@ -212,12 +209,12 @@ def test_where_the_usual_schedule_does_not_serve_the_teacher_divides_the_student
 # --- One evaluation -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("others", [[], [schedules_of("karras", 3, False)]])
+@pytest.mark.parametrize("others", [[], [schedule_of("karras", 3, False)]])
 def test_with_a_first_step_that_is_free_one_evaluation_is_refined(others):
     """And not where nobody may begin so: on other schedules, in some hosts, or with no budget for it."""
-    start = schedules_of("karras", 1, False)
+    start = schedule_of("karras", 1, False)
     group = Group(two_peaks, latents(24))
-    recipe = Recipe(teacher=TEACHER, refine_budget=100, make_sigmas=schedules_of)
+    recipe = Recipe(teacher=TEACHER, refine_budget=100, make_sigmas=schedule_of)
     subject = Pipeline(Latents([group]), [start, *others], recipe)
     assert subject.remarks == []
     plain, *_, refined = [row for row in subject.run() if row.nfe == 1]
@@ -227,7 +224,7 @@ def test_with_a_first_step_that_is_free_one_evaluation_is_refined(others):
         (Latents([group], free_first=False), {}),
         (
             Latents([group]),
-            {"make_sigmas": lambda name, steps, discard: schedules_of(name, steps, discard) * 1.1},
+            {"make_sigmas": lambda name, steps, discard: schedule_of(name, steps, discard) * 1.1},
         ),
         (Latents([group]), {"refine_budget": 0.0}),
     ):
@@ -335,10 +332,8 @@ def test_the_races_of_many_rows_share_their_favourites(budget):
     x = latents(8, sigma=SD.sigma_max)
 
     def planned(steps, model=two_peaks):
-        recipe = Recipe(
-            teacher=TEACHER, refine_budget=budget, make_sigmas=schedules_of, predictions=["noise"]
-        )
-        schedules = [schedules_of("karras", n, False) for n in steps]
+        recipe = Recipe(teacher=TEACHER, refine_budget=budget, make_sigmas=schedule_of, predictions=["noise"])
+        schedules = [schedule_of("karras", n, False) for n in steps]
         unseen = Latents.of(model, latents(4, seed=1, sigma=SD.sigma_max))
         return Pipeline(Latents.of(model, x), schedules, recipe, unseen)
 
@@ -359,8 +354,8 @@ def test_where_little_would_be_saved_each_row_has_a_race_of_its_own(steps, budge
     """With very few evaluations, and without a limit."""
 
     def plans(*counts, share=1.0):
-        recipe = Recipe(teacher=TEACHER, refine_budget=budget * share, make_sigmas=schedules_of)
-        schedules = [schedules_of("karras", n, False) for n in counts]
+        recipe = Recipe(teacher=TEACHER, refine_budget=budget * share, make_sigmas=schedule_of)
+        schedules = [schedule_of("karras", n, False) for n in counts]
         return Pipeline(
             Latents.of(two_peaks, latents(8, sigma=SD.sigma_max)), schedules, recipe
         ).cost.refining

@@ -24,7 +24,7 @@ from dode_nodes.fit.evaluator import Evaluator
 from dode_nodes.fit.levenberg_marquardt import LeastSquaresProblem
 from dode_nodes.fit.race import admitted, entrants, favourites_of, finalists, half, kinds_of, race, race_cost
 from dode_nodes.sampling.free_outputs import unit_variance
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas, schedules_of
 from dode_nodes.sampling.solvers import SOLVERS
 from tests.oracles import two_peaks
 from tests.toys import Counting, latents
@@ -32,14 +32,14 @@ from tests.toys import Counting, latents
 SD, FLOW = NoiseSchedule.stable_diffusion(), NoiseSchedule.rectified_flow()
 
 
-def schedules(noise_schedule=SD):
-    return lambda name, steps, discard: make_sigmas(name, steps, noise_schedule, discard_penultimate=discard)
-
-
 def field(evaluations=4, noise_schedule=SD):
     flow = noise_schedule is FLOW
     return entrants(
-        evaluations, noise_schedule.sigma_max, flow=flow, make_sigmas=schedules(noise_schedule), lender=None
+        evaluations,
+        noise_schedule.sigma_max,
+        flow=flow,
+        make_sigmas=schedules_of(noise_schedule),
+        lender=None,
     )
 
 
@@ -87,7 +87,9 @@ def test_a_first_step_that_is_free_begins_with_the_start():
 
 
 def test_a_host_whose_first_evaluation_is_always_made_has_no_free_steps():
-    runners = entrants(4, SD.sigma_max, flow=False, make_sigmas=schedules(), lender=None, free_first=False)
+    runners = entrants(
+        4, SD.sigma_max, flow=False, make_sigmas=schedules_of(SD), lender=None, free_first=False
+    )
     assert [each.name for each in runners] == [each.name for each in field() if each.is_stock]
 
 
@@ -95,7 +97,7 @@ def test_a_schedule_that_begins_elsewhere_or_cannot_be_does_not_enter():
     def elsewhere(name, steps, discard):
         if name == "beta":
             raise DodeError("no such schedule")
-        return make_sigmas(name, steps, SD, discard_penultimate=discard) * 1.1
+        return schedules_of(SD)(name, steps, discard) * 1.1
 
     assert entrants(4, SD.sigma_max, flow=False, make_sigmas=elsewhere, lender=None) == []
 
@@ -170,7 +172,7 @@ def test_a_refinement_from_a_poor_start_ends_as_near_as_one_from_a_good_start():
     distances = []
     for solver, sigmas in starts:
         row = distill(targets, sigmas, solver=solver)
-        refinement = Refinement(targets, row, make_sigmas=schedules())
+        refinement = Refinement(targets, row, make_sigmas=schedules_of(SD))
         refined = refinement.run()
         stages = {stage.name: stage for stage in refinement.stages}
         distances.append(stages[refined.report["refined"]["kept"]].distance)
@@ -187,7 +189,7 @@ def test_leaders_begin_on_different_schedules(solver, scheduler):
     sigmas = make_sigmas(scheduler, 5, SD)
     targets = run_teacher(Latents.of(two_peaks, latents(16)), sigmas, Teacher(scale=6), solvers=solver)
     row = distill(targets, sigmas, solver=solver)
-    refinement = Refinement(targets, row, make_sigmas=schedules())
+    refinement = Refinement(targets, row, make_sigmas=schedules_of(SD))
     begun, leaders = [], []
     for stage in refinement.stage_by_stage():
         if stage.name.startswith("Jacobian 2"):
@@ -210,8 +212,8 @@ def test_what_a_refinement_with_a_race_costs_is_known_before():
     targets, sigmas = taught(latents(8), model)
     row = distill(targets, sigmas)
     teacher = plan_teacher(Latents.of(model, latents(8)), sigmas, Teacher(scale=12))
-    plan = plan_refinement(teacher, row, make_sigmas=schedules())
+    plan = plan_refinement(teacher, row, make_sigmas=schedules_of(SD))
     assert plan.fitting > plan_refinement(teacher, row).fitting
     before = model.evaluations
-    refine(targets, row, make_sigmas=schedules())
+    refine(targets, row, make_sigmas=schedules_of(SD))
     assert model.evaluations - before <= plan.evaluations

@@ -32,7 +32,7 @@ from dode_nodes import (
 from dode_nodes.fit import race
 from dode_nodes.fit.latents import root_mean_square
 from dode_nodes.fit.scope import FEW_LATENTS, JACOBIANS, UNIT
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, schedules_of
 from dode_nodes.sampling.solvers import SOLVERS, sample_dpm_2, sample_euler
 from dode_nodes.tables.gate import LARGEST_WEIGHT
 from dode_nodes.tables.provenance import HeldOutErrors
@@ -52,10 +52,7 @@ from tests.toys import (
 
 SIGMAS = karras(4)
 SD = NoiseSchedule.stable_diffusion()
-
-
-def schedule_of(name, steps, discard):
-    return make_sigmas(name, steps, SD, discard_penultimate=discard)
+schedule_of = schedules_of(SD)
 
 
 def on(x, model=two_peaks, **kwargs):

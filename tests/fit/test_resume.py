@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-from torch import Tensor
 
 from dode_nodes import (
     LambdaTable,
@@ -20,7 +19,7 @@ from dode_nodes import (
     run_teacher,
 )
 from dode_nodes.fit.key import FIT_VERSION
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, schedules_of
 from dode_nodes.sampling.solvers import sample_euler
 from dode_nodes.tables.kept import SUFFIX, Kept
 from dode_nodes.tables.notes import Notes
@@ -28,11 +27,8 @@ from tests.oracles import two_peaks
 from tests.toys import Counting, Interrupted, Telling, latents
 
 NOISE = NoiseSchedule.stable_diffusion()
+schedules = schedules_of(NOISE)
 BUDGET = 3.0
-
-
-def schedules(scheduler: str, steps: int, discard_penultimate: bool = False) -> Tensor:
-    return make_sigmas(scheduler, steps, NOISE, discard_penultimate=discard_penultimate)
 
 
 def pipeline(model, folder: Path | None, solvers=("euler",), budget: float = BUDGET) -> Pipeline:
@@ -46,7 +42,7 @@ def pipeline(model, folder: Path | None, solvers=("euler",), budget: float = BUD
     )
     kept = None if folder is None else kept_in(folder)
     some, unseen = (Latents.of(model, latents(n, seed=n)) for n in (5, 4))
-    return Pipeline(some, [schedules("karras", n) for n in (2, 3)], recipe, unseen, kept)
+    return Pipeline(some, [schedules("karras", n, False) for n in (2, 3)], recipe, unseen, kept)
 
 
 def kept_in(folder: Path) -> Kept:
@@ -104,7 +100,7 @@ def test_a_run_that_was_ended_goes_on_to_the_same_rows(stage, which, taught, who
 
 
 def test_jacobians_that_are_done_are_not_made_again(tmp_path):
-    sigmas = schedules("karras", 3)
+    sigmas = schedules("karras", 3, False)
     targets = run_teacher(Latents.of(two_peaks, latents(4)), sigmas, Teacher(scale=4))
     row = distill(targets, sigmas)
     told, again = Telling(), Telling()

@@ -12,20 +12,17 @@ from hypothesis import strategies as st
 from dode_nodes import DodeError, Latents, Pipeline, Recipe, Teacher, plan_teacher, run_teacher, sample_dode
 from dode_nodes.fit.race import entrants
 from dode_nodes.fit.stock import StockSearch, steps_needed
-from dode_nodes.sampling.schedules import NoiseSchedule, make_sigmas
+from dode_nodes.sampling.schedules import NoiseSchedule, schedules_of
 from dode_nodes.tables.provenance import PLAIN
 from tests.oracles import two_peaks
 from tests.toys import Counting, Telling, latents
 
 SD = NoiseSchedule.stable_diffusion()
+schedule_of = schedules_of(SD)
 TEACHER = Teacher(scale=4)
 
 
-def schedule_of(name, steps, discard=False):
-    return make_sigmas(name, steps, SD, discard_penultimate=discard)
-
-
-KARRAS = schedule_of("karras", 5)
+KARRAS = schedule_of("karras", 5, False)
 
 
 def subject(count=8, model=two_peaks):
@@ -128,7 +125,7 @@ def test_the_steps_needed_are_the_fewest(steps, error, order):
 
 
 def pipeline(**recipe):
-    sigmas = schedule_of("karras", 4)
+    sigmas = schedule_of("karras", 4, False)
     fitted, unseen = (latents(n, sigma=float(sigmas[0]), seed=s) for n, s in ((12, 0), (8, 7)))
     settings = {"teacher": TEACHER, "predictions": ["noise"], "make_sigmas": schedule_of} | recipe
     return Pipeline(
