@@ -1,6 +1,6 @@
-"""The colour model: prompts that leave something open, decoded to pixels.
+"""The model of landscapes: prompts that leave something open, decoded to pixels.
 
-Rectified flow, latents 4×16×16, 64×64 pixels. Each latent has a prompt of its own: a word, or two that a picture has.
+Rectified flow, latents 4×16×16, 64×64 pixels. Each latent has a prompt of its own, of one to three words.
 Prompts are in two halves that share none (`prompts_of`, seed 0): the table that ships was fitted on one half, and is
 measured on the first prompts of the other. All noises are taken as they come.
 
@@ -28,7 +28,7 @@ from dode_nodes.demo.colour.models import ColourModel, load_colour_model
 from dode_nodes.demo.experiment import in_turns
 from dode_nodes.tables.picture_grid import Block, PictureRow, picture_grid
 
-SHOWN = 16  # latents
+SHOWN = 12  # latents
 DRAWN = ("Euler", "best stock", "D-ODE")
 REFERENCE_SCALE = 8
 HEATS = ((12, 40),)
@@ -133,7 +133,7 @@ def main() -> None:
         lines.append(line(bench, budget, found))
         pictures.append(draw(bench, budget, found))
     fitted = table.rows[0].settings["latents"]
-    print(f"\n## Colour model\n\n{command()}, torch {torch.__version__}. Test latents: seeds {TEST_SEED} to "
+    print(f"\n## Landscapes\n\n{command()}, torch {torch.__version__}. Test latents: seeds {TEST_SEED} to "
           f"{TEST_SEED + options.latents - 1}; the table: {fitted} latents of other prompts, a quarter of them held out. "
           f"Converged: half as many steps change the latents by {bench.reference_error:.1e} RMS. Errors: RMS / "
           "median.")  # fmt: skip

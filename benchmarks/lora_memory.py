@@ -1,6 +1,6 @@
 """Memory and time of a batch that a LoRA learns from, beside those of sampling the same latents.
 
-The demo model of pictures, each case in a process of its own: the most memory that it took, above what it held before.
+The demo model of landscapes, each case in a process of its own: the most memory that it took, above what it held before.
 Time is of the processor, a ratio to sampling in the same process.
 """
 

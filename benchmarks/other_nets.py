@@ -1,7 +1,7 @@
 """Two networks that nothing was chosen on: the race's list, the family, the fit's settings were all picked on the digits.
 
 `plain`: EPS, coloured pictures of 16×16, no prompts (weights/colour_eps.safetensors). `prompted`: the demo's rectified
-flow of coloured pictures; rows are fitted on one half of its prompts and measured on the other, a prompt for each latent.
+flow of landscapes; rows are fitted on one half of its prompts and measured on the other, a prompt for each latent.
 Distance to the converged picture in pixels from −1 to 1.
 
 For every number of evaluations: the best stock sampler × schedule × ending of all that ComfyUI has, chosen on the test

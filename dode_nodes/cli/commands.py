@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--out", type=Path, default=Path("dode-demo"), metavar="DIR",
                       help="folder for the results (default: %(default)s)")  # fmt: skip
     demo.add_argument("--model", choices=NAMES, default=NAMES[0],
-                      help="pictures draws in colour what a few words ask for, and is a rectified flow, like SD3 and "
+                      help="pictures draws landscapes that a few words ask for, and is a rectified flow, like SD3 and "
                       "FLUX; the others draw digits: eps predicts noise, like Stable Diffusion; flow is a rectified "
                       "flow (default: %(default)s)")  # fmt: skip
     demo.add_argument("--steps", type=int, nargs="+", metavar="N",

@@ -45,7 +45,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("what to distil for")
     which = model.add_mutually_exclusive_group()
     which.add_argument("--model", choices=NAMES, default="eps",
-                       help="a demo model. pictures draws in colour what a few words ask for, and is a rectified flow, "
+                       help="a demo model. pictures draws landscapes that a few words ask for, and is a rectified flow, "
                        "like SD3 and FLUX; the others draw digits: eps predicts noise, like Stable Diffusion; flow is "
                        "a rectified flow (default: %(default)s)")  # fmt: skip
     which.add_argument("--checkpoint", type=Path, metavar="FILE",

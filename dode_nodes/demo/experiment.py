@@ -61,7 +61,7 @@ class Usual:
 
 DIGITS = Usual()
 USUAL = {PICTURES: Usual((4,), 3.0, latents=20, fresh_latents=20, students=("euler",))}
-"""Of models that are not digits. An evaluation of coloured pictures takes eight times as long."""
+"""Of models that are not digits. An evaluation of landscapes takes eight times as long."""
 
 STOCK_SOLVERS = ("euler", "dpmpp_2m", "dpmpp_3m", "ipndm", "deis")
 STOCK_SCHEDULES = {"eps": ("karras", "beta"), "flow": ("simple", "beta")}

@@ -156,7 +156,7 @@ def test_a_lora_that_makes_nothing_better_is_not_saved(
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--prompt", "cat"], "--prompt"),
+        (["--prompt", "lake"], "--prompt"),
         (["--latents", "1"], "--latents"),
         (["--iterations", "0"], "iteration"),
         (["--rate", "-1"], "learning rate"),

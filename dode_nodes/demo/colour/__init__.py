@@ -1,1 +1,1 @@
-"""The demo's colour pictures: two diffusion models of emoji, trained here, one of them drawing what words ask for."""
+"""The demo's colour pictures: a model that draws the landscapes that words ask for, and one of emoji, without words."""

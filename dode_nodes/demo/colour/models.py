@@ -2,7 +2,7 @@
 
 model = load_colour_model("flow")
 sigmas = make_sigmas("simple", 8, model.noise_schedule)
-labels = model.labels(["cat", "smiling face"])
+labels = model.labels(["sunset lake", "night sea moon"])
 latents = sample_euler(model.denoiser(cfg=4), model.noise(range(2)), sigmas, extra_args={"labels": labels})
 pictures = model.decode(latents)
 """
@@ -24,8 +24,11 @@ from .networks import LATENT_CHANNELS, Autoencoder, plain_unet, words_unet
 from .small import to_pixels
 from .vocabulary import Vocabulary, prompts_of
 
-SUBJECTS = ("cat", "heart", "moon", "smiling", "fruit", "panda", "sun", "strawberry", "apple", "angry")
-"""What it draws well."""
+SUBJECTS = (
+    "sunset lake", "night sea moon", "day mountain cloud", "dawn hill", "day forest autumn", "sunset desert sun",
+    "night mountain star", "dawn lake fog", "day sea", "sunset forest cloud",
+)  # fmt: skip
+"""What it is asked for to show it."""
 
 _COMMAND = "python -m dode_nodes.demo.colour.train"
 
@@ -36,7 +39,7 @@ class ColourModel(DemoModel):
 
     Attributes:
         autoencoder: turns its latents into pictures; None for a model of pictures themselves.
-        names: the words of each picture that it was trained on; none for a model without prompts.
+        names: the words of each kind of picture that it was trained on; none for a model without prompts.
     """
 
     autoencoder: Autoencoder | None = None
@@ -97,7 +100,7 @@ def load_colour_model(
     """The colour model of this kind.
 
     Args:
-        kind: "flow" draws pictures of 64×64 pixels that show what a few words ask for, in an autoencoder's latents
+        kind: "flow" draws landscapes of 64×64 pixels that show what a few words ask for, in an autoencoder's latents
             (4, 16, 16); "eps" draws pictures (3, 16, 16), without prompts.
         dtype: of the network's weights (they are stored as float16); the autoencoder stays in float32.
         device: of both.

@@ -16,31 +16,31 @@ from ...errors import DodeError
 
 _NOT_WORDS = {
     "a",
+    "above",
     "and",
-    "for",
+    "at",
+    "behind",
+    "by",
     "in",
+    "near",
     "of",
     "on",
     "or",
+    "over",
     "the",
     "to",
+    "under",
     "with",
-    "without",
-    "large",
-    "symbol",
-    "t",
-    "s",
 }
 
 _NEAR = 5
-_EXAMPLES = ("animal", "cat", "face", "smiling", "bird", "fruit", "flower", "moon", "heart", "red", "blue")
-"""What it draws well, of any kind."""
+_MOST_WORDS = 3
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """The words of a text that can mean something, each once, in their order."""
+    """The words of a text that can mean something, each once, in their order, of several things as of one."""
     words = re.findall(r"[a-z]+", text.lower())
-    return tuple(dict.fromkeys(word for word in words if word not in _NOT_WORDS))
+    return tuple(dict.fromkeys(word.removesuffix("s") for word in words if word not in _NOT_WORDS))
 
 
 @dataclass(frozen=True)
@@ -76,12 +76,12 @@ class Vocabulary:
             near = ", ".join(get_close_matches(word, self.words, _NEAR, cutoff=0.5))
             raise DodeError(
                 f"use another word for '{word}': the demo model does not know it. "
-                f"{f'It knows {near}. ' if near else ''}Other words: {', '.join(_EXAMPLES)}"
+                f"{f'It knows {near}. ' if near else ''}All its words: {', '.join(self.words[1:])}"
             )
 
 
 def prompts_of(names: Iterable[str], seed: int = 0) -> tuple[list[str], list[str]]:
-    """What to ask for, to fit on and to test on: every word, and every two words that a picture has, in two halves.
+    """What to ask for, to fit on and to test on: every one, two or three words that a picture has, in two halves.
 
     Args:
         names: each picture's words.
@@ -90,8 +90,9 @@ def prompts_of(names: Iterable[str], seed: int = 0) -> tuple[list[str], list[str
     asked: dict[frozenset[str], str] = {}
     for name in names:
         words = words_of(name)
-        for prompt in [*combinations(words, 1), *combinations(words, 2)]:
-            asked.setdefault(frozenset(prompt), " ".join(prompt))
+        for count in range(1, _MOST_WORDS + 1):
+            for prompt in combinations(words, count):
+                asked.setdefault(frozenset(prompt), " ".join(prompt))
     prompts = sorted(asked.values())
     random.Random(seed).shuffle(prompts)  # noqa: S311 - nothing secret
     return prompts[::2], prompts[1::2]

@@ -1,4 +1,4 @@
-"""The embedded model of coloured pictures as ComfyUI's MODEL, CLIP and VAE."""
+"""The embedded model of landscapes as ComfyUI's MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class ColourLatents(comfy.latent_formats.LatentFormat):
 
     latent_channels = LATENT_CHANNELS
     latent_rgb_factors = [  # noqa: RUF012
-        [0.200, -0.059, 0.060],
-        [-0.016, -0.015, -0.158],
-        [0.173, 0.285, 0.041],
-        [0.112, -0.121, -0.293],
+        [0.215, 0.011, -0.120],
+        [0.154, 0.246, 0.138],
+        [0.103, -0.009, -0.095],
+        [-0.162, -0.172, -0.354],
     ]
-    latent_rgb_factors_bias = [0.606, 0.460, 0.385]  # noqa: RUF012
+    latent_rgb_factors_bias = [-0.081, -0.163, -0.086]  # noqa: RUF012
 
 
 class ColourConfig(EmbeddedConfig):

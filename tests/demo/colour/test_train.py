@@ -8,21 +8,20 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from dode_nodes.demo.colour import train
+from dode_nodes.demo.colour import emoji, train
+from dode_nodes.demo.colour.landscapes import draw, scenes
 from dode_nodes.demo.colour.models import load_autoencoder, load_colour_model
-from dode_nodes.demo.colour.pictures import Pictures
-
-WORDS = (("cat", "face", "yellow"), ("dog", "animal"), ("red", "heart"))
 
 
 @pytest.fixture
 def arguments(tmp_path, monkeypatch):
-    """What the command line needs beside a network's name, on three pictures of noise."""
+    """What the command line needs beside a network's name, with three emoji of noise and few landscapes."""
     images = torch.randint(256, (3, 4, 96, 96), dtype=torch.uint8)
-    monkeypatch.setattr(train, "fetch_package", lambda path: path)
-    monkeypatch.setattr(train, "load_pictures", lambda path: Pictures(images, WORDS))
+    monkeypatch.setattr(emoji, "fetch_package", lambda path: path)
+    monkeypatch.setattr(emoji, "load_emoji", lambda path: images)
     monkeypatch.setattr(train, "_BATCH", dict.fromkeys(train.STEPS, 2))
-    monkeypatch.setattr(train, "_DRAWINGS", 2)
+    monkeypatch.setattr(train, "_MEASURED", 64)
+    monkeypatch.setattr(train, "_LANDSCAPES", 70)
     return ["--steps", "2", "--out", str(tmp_path), "--checkpoints", str(tmp_path)]
 
 
@@ -33,12 +32,12 @@ def test_the_networks_are_trained_one_after_another_and_load(tmp_path, arguments
             metadata = file.metadata()
             kinds = {file.get_tensor(key).dtype for key in file.keys() if key not in ("mean", "deviation")}  # noqa: SIM118
         assert metadata["command"] == f"python -m dode_nodes.demo.colour.train {name} --seed 0 --steps 2"
-        assert "MIT" in metadata["dataset"]
+        assert metadata["dataset"] == train._DATASET[name]
         assert kinds == {torch.float16}
-    assert json.loads(metadata["pictures"]) == ["cat face yellow", "dog animal", "red heart"]
+    assert json.loads(metadata["pictures"]) == [" ".join(words) for words in scenes()]
 
     flow = load_colour_model("flow", folder=tmp_path)
-    latents = flow.denoiser(3.0)(flow.noise([0]), torch.ones(1), labels=flow.labels(["red cat"]))
+    latents = flow.denoiser(3.0)(flow.noise([0]), torch.ones(1), labels=flow.labels(["night sea"]))
     assert flow.decode(latents).shape == (1, 3, 64, 64)
     eps = load_colour_model("eps", folder=tmp_path)
     assert eps.decode(eps.denoiser()(eps.noise([0]), torch.ones(1))).shape == (1, 3, 16, 16)
@@ -48,8 +47,7 @@ def test_latents_are_normalised_over_the_pictures(tmp_path, arguments):
     train.main(["autoencoder", *arguments])
     autoencoder = load_autoencoder(tmp_path)
     torch.manual_seed(0)
-    pictures = train.load_pictures(None)
-    latents = autoencoder.encode(train.draw(pictures.images.repeat(20, 1, 1, 1)))
+    latents = autoencoder.encode(draw(scenes()[::4]))
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.3, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.3, rtol=0)
 

@@ -10,7 +10,7 @@ from .inputs import CATEGORY
 
 
 class DemoPictures(io.ComfyNode):
-    """The embedded model of coloured pictures, with outputs as a checkpoint loader has them."""
+    """The embedded model of landscapes, with outputs as a checkpoint loader has them."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -19,9 +19,9 @@ class DemoPictures(io.ComfyNode):
             node_id="DODE_DemoPictures",
             display_name="D-ODE demo model",
             category=CATEGORY,
-            description="A small diffusion model of coloured pictures that comes with the pack. Use it to try D-ODE in "
+            description="A small diffusion model of landscapes that comes with the pack. Use it to try D-ODE in "
             "minutes, on a CPU, with no download. Connect it like Load Checkpoint: write prompts of a few simple words, "
-            "such as cat or red flower, in CLIP Text Encode, and use a 128×128 Empty Latent Image.",
+            "such as sunset over a lake, in CLIP Text Encode, and use a 128×128 Empty Latent Image.",
             inputs=[],
             outputs=[
                 io.Model.Output(
@@ -30,7 +30,9 @@ class DemoPictures(io.ComfyNode):
                     tooltip="The demo model, a rectified flow like SD3 and Flux.",
                 ),
                 io.Clip.Output(
-                    "clip", display_name="clip", tooltip="For CLIP Text Encode. It knows 409 words."
+                    "clip",
+                    display_name="clip",
+                    tooltip="For CLIP Text Encode. It knows 17 words: see its help.",
                 ),
                 io.Vae.Output("vae", display_name="vae", tooltip="Decodes to 128×128 pixels."),
             ],

@@ -3,6 +3,8 @@
 const CHECKPOINT = "v1-5-pruned-emaonly-fp16.safetensors";
 const CHECKPOINT_URL = `https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/${CHECKPOINT}?download=true`;
 
+const CFG = 3; // of the model of landscapes
+
 const demo = (at, kind = "eps", digit = 3) => ({ type: "DODE_DemoModel", at, widgets: { kind, digit } });
 const emptyLatent = (at, size, batch_size) => ({
   type: "EmptyLatentImage",
@@ -45,7 +47,7 @@ const firstSteps = {
       [340, 250],
       `## First steps
 
-Nothing to download: a small model that draws what you write comes with the pack. It knows simple words such as *cat*, *moon* or *smiling face*.
+Nothing to download: a small model that draws what you write comes with the pack. It knows landscapes: *sunset over a lake*, *night sea, moon*, *snow on the mountains*.
 
 1. Press **Run**. It takes a minute or two.
 2. **Distill λ** runs a slow, exact sampler once and fits a fast one to it. It saves the fast one as a *λ table*.
@@ -55,23 +57,23 @@ Nothing to download: a small model that draws what you write comes with the pack
 When you press Run again, Distill λ keeps its result until you change one of its inputs.`,
     ),
     demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
-    prompt: prompt([0, 500], "Prompt", "cat", 100),
+    prompt: prompt([0, 500], "Prompt", "sunset over a lake, clouds", 100),
     negative: prompt([0, 660], "Negative prompt", "", 100),
     latent: emptyLatent([0, 820], 128, 1),
     distil: {
       type: "DODE_DistillLambdas",
       at: [430, 0],
       size: [480, 780],
-      widgets: { cfg: 3, steps: "4", save_name: "first_steps" },
+      widgets: { cfg: CFG, steps: "4", save_name: "first_steps" },
     },
     compare: {
       type: "DODE_Compare",
       at: [1000, 0],
       size: [860, 780],
-      widgets: { ...fixed(1), cfg: 3, steps: 4, pictures: 8 },
+      widgets: { ...fixed(1), cfg: CFG, steps: 4, pictures: 8 },
     },
     empty: emptyLatent([430, 900], 128, 8),
-    sampler: dodeKSampler([740, 900], { ...fixed(7), steps: 4, cfg: 3 }),
+    sampler: dodeKSampler([740, 900], { ...fixed(7), steps: 4, cfg: CFG }),
     decode: decode([1050, 900], 270),
     enlarge: enlarge([1050, 1020], 270, 2),
     preview: preview([1360, 900], [500, 310]),
@@ -317,36 +319,39 @@ A few D-ODE steps end where many steps end. So look at many noises cheaply, and 
 
 Both samplers need the same **seed**. **Latent From Batch** keeps the noise's place in the batch.`,
     ),
-    demo: demo([0, 370], "eps", 2),
-    table: load([0, 590], "demo_eps.safetensors"),
-    empty: emptyLatent([430, 0], 64, 8),
-    few: dodeKSampler([430, 190], { ...fixed(11), steps: 4, cfg: 2 }),
+    demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
+    prompt: prompt([0, 500], "Prompt", "sunset, mountains, clouds", 100),
+    negative: prompt([0, 660], "Negative prompt", "", 100),
+    table: { ...load([0, 820], "demo_pictures.safetensors"), size: [340, 180] },
+    empty: emptyLatent([430, 0], 128, 8),
+    few: dodeKSampler([430, 190], { ...fixed(11), steps: 4, cfg: CFG }),
     decode1: decode([430, 800]),
-    enlarge1: enlarge([430, 920]),
+    enlarge1: enlarge([430, 920], 270, 2),
     previews: preview([740, 0], [420, 1002]),
     pick: { type: "LatentFromBatch", at: [1250, 0], size: [270, 82], widgets: { batch_index: 2, length: 1 } },
     many: kSampler([1250, 190], {
       ...fixed(11),
       steps: 40,
-      cfg: 2,
+      cfg: CFG,
       sampler_name: "dpmpp_2m",
-      scheduler: "karras",
+      scheduler: "simple",
     }),
     decode2: decode([1250, 800]),
-    enlarge2: enlarge([1250, 920]),
+    enlarge2: enlarge([1250, 920], 270, 2),
     finished: preview([1560, 0], [300, 1002]),
   },
   links: `
-    demo.model few.model          demo.positive few.positive     demo.negative few.negative
+    demo.clip prompt.clip         demo.clip negative.clip
+    demo.model few.model          prompt.CONDITIONING few.positive   negative.CONDITIONING few.negative
     table.table few.table         empty.LATENT few.latent_image
     few.latent decode1.samples    demo.vae decode1.vae           decode1.IMAGE enlarge1.image
     enlarge1.IMAGE previews.images
     empty.LATENT pick.samples     pick.LATENT many.latent_image
-    demo.model many.model         demo.positive many.positive    demo.negative many.negative
+    demo.model many.model         prompt.CONDITIONING many.positive  negative.CONDITIONING many.negative
     many.LATENT decode2.samples   demo.vae decode2.vae           decode2.IMAGE enlarge2.image
     enlarge2.IMAGE finished.images`,
   groups: {
-    "Model and table": ["demo", "table"],
+    "Model and table": ["demo", "prompt", "negative", "table"],
     "1. Preview": ["empty", "few", "decode1", "enlarge1", "previews"],
     "2. Pick, finish": ["pick", "many", "decode2", "enlarge2", "finished"],
   },

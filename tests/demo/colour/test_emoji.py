@@ -1,4 +1,4 @@
-"""Pictures come out of npm's package with their words, and are drawn over a background of their own."""
+"""Emoji come out of npm's package, and are drawn over a background of their own."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import tarfile
 import pytest
 import torch
 
-from dode_nodes.demo.colour import pictures
-from dode_nodes.demo.colour.pictures import draw, load_pictures
+from dode_nodes.demo.colour import emoji
+from dode_nodes.demo.colour.emoji import draw, load_emoji
 
 COLOURS = {"1f431": (255, 190, 50), "2764-fe0f": (225, 40, 60)}
 """Cat face and heart, each a disc of one colour."""
@@ -32,27 +32,28 @@ def package(tmp_path, monkeypatch):
             member.size = len(content.getvalue())
             archive.addfile(member, io.BytesIO(content.getvalue()))
     digest = hashlib.sha512(path.read_bytes()).digest()
-    monkeypatch.setattr(pictures, "_SHA512", base64.b64encode(digest).decode())
-    monkeypatch.setattr(pictures, "GROUPS", {"animal": "1f431", "heart": "2764"})
+    monkeypatch.setattr(emoji, "_SHA512", base64.b64encode(digest).decode())
+    monkeypatch.setattr(emoji, "GROUPS", {"animal": "1f431", "heart": "2764"})
     return path
 
 
-def test_words_are_of_the_name_the_group_and_the_colour_that_is_seen(package):
-    assert load_pictures(package).words == (
-        ("heavy", "heart", "red"),  # Unicode calls it black
-        ("cat", "face", "animal", "yellow"),
-    )
+def test_they_come_in_the_order_of_their_code_points(package):
+    images = load_emoji(package)
+    assert images.shape == (2, 4, 96, 96)
+    assert (images[:, :3, 48, 48] - torch.tensor([COLOURS["2764-fe0f"], COLOURS["1f431"]])).abs().max() <= 1
+    assert images[:, 3, 48, 48].tolist() == [255, 255]
+    assert images[:, 3, 0, 0].tolist() == [0, 0]
 
 
 def test_another_file_is_refused(package):
     package.write_bytes(package.read_bytes() + b"\0")
     with pytest.raises(ValueError, match=r"not the file at https://registry\.npmjs\.org"):
-        load_pictures(package)
+        load_emoji(package)
 
 
 def test_drawn_pictures_show_the_emoji_over_light_backgrounds(package):
     torch.manual_seed(0)
-    images = load_pictures(package).images[1:].expand(50, -1, -1, -1)
+    images = load_emoji(package)[1:].expand(50, -1, -1, -1)
     drawn = draw(images)
     assert drawn.shape == (50, 3, 64, 64)
     assert drawn.abs().max() <= 1
@@ -62,9 +63,3 @@ def test_drawn_pictures_show_the_emoji_over_light_backgrounds(package):
     assert corners.min() > 0.2
     assert corners.mean(dim=(1, 2)).std() < 0.1
     assert corners[:, :, 0].std(dim=0).min() > 0.1  # of many hues
-
-
-def test_every_group_names_characters():
-    by_code = pictures._words_by_code()
-    assert len(by_code) > 350
-    assert by_code[0x1F63A] == ("smiling", "cat", "face", "open", "mouth", "animal")

@@ -1,4 +1,4 @@
-"""Coloured pictures to train on: Microsoft's Fluent emoji, 3-D rendered, MIT, as npm's package has them."""
+"""What the network without prompts is trained on: Microsoft's Fluent emoji, 3-D rendered, MIT, out of npm's package."""
 
 from __future__ import annotations
 
@@ -7,17 +7,13 @@ import hashlib
 import io
 import math
 import tarfile
-import unicodedata
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from .vocabulary import words_of
 
 PACKAGE = "https://registry.npmjs.org/@lobehub/fluent-emoji-3d/-/fluent-emoji-3d-1.1.0.tgz"
 _SHA512 = "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g=="
@@ -51,38 +47,14 @@ GROUPS = {
     "feast": "1f380-1f383 1f385 1f388 1f389 2603",
     "ball": "26bd-26be",
 }
-"""A word for pictures of a kind, and their code points. What is in no group is not trained on."""
-COLOURS = {
-    "red": ["e1283c", "b41e32", "78143c", "fa3264"],
-    "orange": ["fa7832", "eb965a"],
-    "yellow": ["ffbe32", "ffdc5a"],
-    "green": ["46be64", "1e8c5a", "96dc5a", "006450"],
-    "blue": ["3282e6", "5ab4fa", "2850b4"],
-    "purple": ["6e3cc8", "503278", "aa3cc8"],
-    "pink": ["fa82b4", "faaac8"],
-    "brown": ["78463c", "5a3732", "a06e50"],
-    "black": ["322837", "19141e"],
-    "white": ["f0f0f5", "d7cddc"],
-    "grey": ["96919b", "6e6973"],
-}
-"""A word for what is mostly of a colour, and its shades. Names' own are not taken: they call a red heart black."""
+"""What there is of a kind, by code points. What is in no group is not trained on."""
 
 
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """What there is to draw, and the words for it.
-
-    Attributes:
-        images: red, green, blue, each times alpha, and alpha, (N, 4, 96, 96) uint8.
-        words: each picture's: of its name, of its groups and of its colour.
-    """
-
-    images: Tensor
-    words: tuple[tuple[str, ...], ...]
-
-
-def load_pictures(package: Path) -> Pictures:
+def load_emoji(package: Path) -> Tensor:
     """The pictures of `GROUPS` out of npm's package, a .tgz, in the order of their code points.
+
+    Returns:
+        Red, green, blue, each times alpha, and alpha, (N, 4, 96, 96) uint8.
 
     Raises:
         ValueError: it is not the package that is meant.
@@ -92,20 +64,19 @@ def load_pictures(package: Path) -> Pictures:
     content = package.read_bytes()
     if base64.b64encode(hashlib.sha512(content).digest()).decode() != _SHA512:
         raise ValueError(f"{package}: not the file at {PACKAGE}")
-    images, words = [], []
+    images = []
     with tarfile.open(fileobj=io.BytesIO(content)) as archive:
         files = {
             Path(member.name).stem.removesuffix("-fe0f"): member for member in archive if member.isfile()
         }
-        for code, its_words in sorted(_words_by_code().items()):
+        for code in sorted({code for ranges in GROUPS.values() for code in _codes(ranges)}):
             file = archive.extractfile(files[f"{code:04x}"])
             assert file is not None  # noqa: S101 - a regular file of a known archive
             with Image.open(file) as image:
                 small = image.convert("RGBa").resize((_STORED, _STORED), Image.Resampling.LANCZOS)
             pixels = torch.frombuffer(bytearray(small.tobytes()), dtype=torch.uint8)
             images.append(pixels.view(_STORED, _STORED, 4).permute(2, 0, 1))
-            words.append(its_words + _colour(images[-1]))
-    return Pictures(torch.stack(images), tuple(words))
+    return torch.stack(images)
 
 
 def fetch_package(path: Path) -> Path:
@@ -115,31 +86,6 @@ def fetch_package(path: Path) -> Path:
         with urllib.request.urlopen(PACKAGE) as answer:
             path.write_bytes(answer.read())
     return path
-
-
-def _words_by_code() -> dict[int, tuple[str, ...]]:
-    found: dict[int, list[str]] = {}
-    for group, ranges in GROUPS.items():
-        for code in _codes(ranges):
-            found.setdefault(code, [unicodedata.name(chr(code))]).append(group)
-    words = {code: words_of(" ".join(texts)) for code, texts in found.items()}
-    return {
-        code: tuple(word for word in its_words if word not in COLOURS) for code, its_words in words.items()
-    }
-
-
-def _colour(image: Tensor) -> tuple[str, ...]:
-    """The colour that at least half of what is seen, of an image (4, H, W), is nearest to; else none."""
-    shades = [
-        (name, list(bytes.fromhex(shade))) for name, its_shades in COLOURS.items() for shade in its_shades
-    ]
-    seen = image[:3, image[3] > 230].T.float()
-    nearest = torch.cdist(seen, torch.tensor([shade for _, shade in shades]).float()).argmin(dim=1)
-    for name in COLOURS:
-        of_it = torch.tensor([its_name == name for its_name, _ in shades])
-        if of_it[nearest].float().mean() >= 0.5:
-            return (name,)
-    return ()
 
 
 def _codes(ranges: str) -> Iterator[int]:
@@ -152,7 +98,7 @@ def draw(images: Tensor) -> Tensor:
     """Pictures as they are trained on: each over its own pastel background, a little moved, turned and enlarged.
 
     Args:
-        images: (B, 4, 96, 96) uint8, as `Pictures.images`.
+        images: (B, 4, 96, 96) uint8, as `load_emoji` has them.
 
     Returns:
         (B, 3, 64, 64) in [−1, 1].
