@@ -21,10 +21,12 @@ _MOST_SHOWN = 8
 """Of the noises that were compared: more would be stamps."""
 _LINE = 34
 """Characters of a label."""
+_LINE_HEIGHT = 0.18
+"""Of a heading, in inches."""
 
 
 class Block(NamedTuple):
-    """Columns of pictures under a common title, with a heading each."""
+    """Columns of pictures under a common title, with a heading each, whose words are written one below the other."""
 
     title: str
     columns: Sequence[str]
@@ -71,7 +73,9 @@ def picture_grid(rows: Sequence[PictureRow], blocks: Sequence[Block]) -> Figure:
             left = next(lefts)
             if j == 0:
                 grid.text(figure, left, 0.3, block.title, fontsize=14, fontweight="bold")
-            grid.text(figure, left + grid.cell / 2, grid.tops[0] - 0.13, heading, fontsize=13, ha="center")
+            lines = heading.split()
+            middle = grid.tops[0] - 0.13 - _LINE_HEIGHT * max(len(lines) - 1, 0) / 2
+            grid.text(figure, left + grid.cell / 2, middle, "\n".join(lines), fontsize=10, ha="center")
     for row, top in zip(rows, grid.tops, strict=True):
         grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, _filled(row.label), fontsize=11, ha="right",
                   linespacing=1.35, color=GREY if row.stock else COLOURS[0])  # fmt: skip
@@ -160,7 +164,8 @@ class _Grid(NamedTuple):
         cell = min(max(width / DPI, 0.72), 14 / len(starts))
         cell_height = cell * height / width
         heads = [row.heads_group and i > 0 for i, row in enumerate(rows)]
-        top = 0.85 if any(block.title for block in blocks) else 0.4
+        most = max(len(heading.split()) for block in blocks for heading in block.columns)
+        top = (0.85 if any(block.title for block in blocks) else 0.4) + _LINE_HEIGHT * max(most - 1, 0)
         return cls(cell, cell_height, _places(2.9, cell, starts), _places(top, cell_height, heads))
 
     @property

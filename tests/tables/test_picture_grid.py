@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import numpy as np
 import pytest
 
@@ -27,6 +29,14 @@ class TestPictureGrid:
         png_size(figure)
         left = min(text.get_window_extent().x0 for text in figure.texts)
         assert left >= 0
+
+    def test_headings_of_several_words_touch_nothing(self) -> None:
+        headings = ["day mountain cloud", "night mountain star", "sunset lake", "1"]
+        figure = picture_grid([PictureRow("row", np.zeros((4, 64, 64)))], [Block("title", headings)])
+        png_size(figure)
+        title, *words, _ = [text.get_window_extent() for text in figure.texts]
+        assert not any(a.overlaps(b) for a, b in combinations([title, *words], 2))
+        assert min(box.y0 for box in words) > max(ax.get_window_extent().y1 for ax in axes(figure))
 
     @pytest.mark.parametrize(("side", "pictures"), [(16, 10), (512, 4), (1024, 1)])
     def test_size(self, side: int, pictures: int) -> None:
