@@ -31,7 +31,7 @@ _WATER = "5a9cc4 123f66"
 
 @dataclass(frozen=True)
 class _Ground:
-    """A kind of ground.
+    """A kind of ground; none at all is open water.
 
     Attributes:
         colours: far and near, as hexadecimal digits.
@@ -44,10 +44,10 @@ class _Ground:
         seasons: words that change its colours.
     """
 
-    colours: str
-    layers: int
-    height: float
-    roughness: float
+    colours: str = ""
+    layers: int = 0
+    height: float = 0.0
+    roughness: float = 0.0
     above: float = 0.0
     grain: float = 1.2
     steep: bool = False
@@ -58,7 +58,7 @@ GROUNDS = {
     "mountain": _Ground("8a93a8 57503f", 3, 0.11, 1.45, above=0.1, steep=True, seasons=("snow",)),
     "hill": _Ground("8fb56a 3f7a2e", 3, 0.05, 2.2, seasons=("snow", "autumn")),
     "desert": _Ground("e6bf84 c98a45", 3, 0.05, 2.6, grain=2.5, steep=True),
-    "sea": _Ground("4d8fb8 12466e", 0, 0.0, 0.0),
+    "sea": _Ground(),
     "lake": _Ground("7f9aa0 3f6a3a", 1, 0.08, 1.4, above=0.06, seasons=("snow", "autumn")),
     "forest": _Ground("5f8a6a 14401f", 3, 0.03, 2.0, grain=0.7, seasons=("snow", "autumn")),
 }
