@@ -73,9 +73,16 @@ def picture_grid(rows: Sequence[PictureRow], blocks: Sequence[Block]) -> Figure:
             left = next(lefts)
             if j == 0:
                 grid.text(figure, left, 0.3, block.title, fontsize=14, fontweight="bold")
-            lines = heading.split()
-            middle = grid.tops[0] - 0.13 - _LINE_HEIGHT * max(len(lines) - 1, 0) / 2
-            grid.text(figure, left + grid.cell / 2, middle, "\n".join(lines), fontsize=10, ha="center")
+            lines = "\n".join(heading.split())
+            grid.text(
+                figure,
+                left + grid.cell / 2,
+                grid.tops[0] - 0.06,
+                lines,
+                fontsize=10,
+                ha="center",
+                va="bottom",
+            )
     for row, top in zip(rows, grid.tops, strict=True):
         grid.text(figure, grid.lefts[0] - 0.12, top + grid.cell_height / 2, _filled(row.label), fontsize=11, ha="right",
                   linespacing=1.35, color=GREY if row.stock else COLOURS[0])  # fmt: skip
@@ -164,8 +171,8 @@ class _Grid(NamedTuple):
         cell = min(max(width / DPI, 0.72), 14 / len(starts))
         cell_height = cell * height / width
         heads = [row.heads_group and i > 0 for i, row in enumerate(rows)]
-        most = max(len(heading.split()) for block in blocks for heading in block.columns)
-        top = (0.85 if any(block.title for block in blocks) else 0.4) + _LINE_HEIGHT * max(most - 1, 0)
+        lines = max(1, *(len(heading.split()) for block in blocks for heading in block.columns))
+        top = (0.85 if any(block.title for block in blocks) else 0.4) + _LINE_HEIGHT * (lines - 1)
         return cls(cell, cell_height, _places(2.9, cell, starts), _places(top, cell_height, heads))
 
     @property
@@ -176,8 +183,8 @@ class _Grid(NamedTuple):
     def height(self) -> float:
         return self.tops[-1] + self.cell_height + 0.15
 
-    def text(self, figure: Figure, x: float, y: float, words: str, **style: Any) -> None:
-        figure.text(x / self.width, 1 - y / self.height, words, va="center", parse_math=False, **style)
+    def text(self, figure: Figure, x: float, y: float, words: str, va: str = "center", **style: Any) -> None:
+        figure.text(x / self.width, 1 - y / self.height, words, va=va, parse_math=False, **style)
 
     def picture(self, figure: Figure, left: float, top: float, image: np.ndarray) -> None:
         margin = 0.02

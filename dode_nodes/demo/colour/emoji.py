@@ -69,7 +69,7 @@ def load_emoji(package: Path) -> Tensor:
         files = {
             Path(member.name).stem.removesuffix("-fe0f"): member for member in archive if member.isfile()
         }
-        for code in sorted({code for ranges in GROUPS.values() for code in _codes(ranges)}):
+        for code in _all_codes():
             file = archive.extractfile(files[f"{code:04x}"])
             assert file is not None  # noqa: S101 - a regular file of a known archive
             with Image.open(file) as image:
@@ -86,6 +86,10 @@ def fetch_package(path: Path) -> Path:
         with urllib.request.urlopen(PACKAGE) as answer:
             path.write_bytes(answer.read())
     return path
+
+
+def _all_codes() -> list[int]:
+    return sorted({code for ranges in GROUPS.values() for code in _codes(ranges)})
 
 
 def _codes(ranges: str) -> Iterator[int]:

@@ -69,8 +69,7 @@ _Y, _X = torch.meshgrid(*2 * [(torch.arange(SIZE) + 0.5) / SIZE], indexing="ij")
 """From 0 to 1, downwards and to the right."""
 
 
-def scenes() -> list[tuple[str, ...]]:
-    """All that is drawn, as words: a time and a ground, then what is in the sky, and a season."""
+def _scenes() -> list[tuple[str, ...]]:
     found = []
     for time, ground in product(TIMES, GROUNDS):
         night = time == "night"
@@ -83,8 +82,12 @@ def scenes() -> list[tuple[str, ...]]:
     return found
 
 
+SCENES = _scenes()
+"""All that is drawn, as words: a time and a ground, then what is in the sky, and a season."""
+
+
 def draw(scenes: Sequence[tuple[str, ...]]) -> Tensor:
-    """A picture of each of these of `scenes()`, as torch's generator has it, (B, 3, 64, 64) in [−1, 1]."""
+    """A picture of each of these of `SCENES`, as torch's generator has it, (B, 3, 64, 64) in [−1, 1]."""
     return torch.stack([2 * _Scene(words).draw().clamp(0, 1) - 1 for words in scenes])
 
 

@@ -13,6 +13,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +36,7 @@ _DATASET = {
     "eps": emoji.DATASET,
     "flow": landscapes.DATASET,
 }
+_Many = TypeVar("_Many", Tensor, list[tuple[str, ...]])
 _LATENT_NOISE = 0.05  # standard deviations that the decoder learns to overlook
 _MEASURED, _LANDSCAPES = 512, 16384  # of which the latents' statistics are, and that the flow is trained on
 
@@ -91,14 +93,12 @@ def train_eps(images: Tensor, steps: int, checkpoint: Path) -> tuple[UNet, dict[
 
 def train_flow(autoencoder: Autoencoder, steps: int, checkpoint: Path) -> tuple[UNet, dict[str, str]]:
     """The U-Net that draws what words ask for, a rectified flow, with averaged weights; and the facts about it."""
-    names = [" ".join(words) for words in landscapes.scenes()]
-    vocabulary = Vocabulary.of(landscapes.scenes())
+    names = [" ".join(words) for words in landscapes.SCENES]
+    vocabulary = Vocabulary.of(landscapes.SCENES)
     scenes = _some_scenes(_LANDSCAPES)
     words = vocabulary.numbers([" ".join(words) for words in scenes])
     with torch.no_grad():
-        latents = torch.cat([
-            autoencoder.encode(landscapes.draw(scenes[start : start + 64])) for start in range(0, len(scenes), 64)
-        ])  # fmt: skip
+        latents = torch.cat([autoencoder.encode(landscapes.draw(some)) for some in _parts(scenes)])
     network = words_unet(len(vocabulary))
     batch = _BATCH["flow"]
 
@@ -124,13 +124,13 @@ def _in_bf16(network: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 
 def _some_scenes(count: int) -> list[tuple[str, ...]]:
-    scenes = landscapes.scenes()
-    return [scenes[which] for which in torch.randint(len(scenes), (count,)).tolist()]
+    which = torch.randint(len(landscapes.SCENES), (count,))
+    return [landscapes.SCENES[place] for place in which.tolist()]
 
 
-def _parts(images: Tensor) -> list[Tensor]:
+def _parts(every: _Many) -> list[_Many]:
     """Batches of 64 for what is not trained on."""
-    return [images[start : start + 64] for start in range(0, len(images), 64)]
+    return [every[start : start + 64] for start in range(0, len(every), 64)]
 
 
 def _some_words(words: Tensor) -> Tensor:

@@ -63,3 +63,9 @@ def test_drawn_pictures_show_the_emoji_over_light_backgrounds(package):
     assert corners.min() > 0.2
     assert corners.mean(dim=(1, 2)).std() < 0.1
     assert corners[:, :, 0].std(dim=0).min() > 0.1  # of many hues
+
+
+def test_every_group_names_characters():
+    codes = emoji._all_codes()
+    assert len(codes) > 350
+    assert 0x1F63A in codes

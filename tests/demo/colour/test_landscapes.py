@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dode_nodes.demo.colour.landscapes import GROUNDS, TIMES, draw, scenes
+from dode_nodes.demo.colour.landscapes import GROUNDS, SCENES, TIMES, draw
 
 COUNT = 24
 
 
 def drawn(*words, seed=0):
     """Pictures of one scene, [24, 3, 64, 64]."""
-    assert words in scenes()
+    assert words in SCENES
     torch.manual_seed(seed)
     return draw([words] * COUNT)
 
@@ -22,10 +22,9 @@ def brightness(pictures):
 
 
 def test_scenes_are_all_times_and_grounds_each_once():
-    found = scenes()
-    assert len(found) == len(set(found))
-    assert {words[:2] for words in found} == {(time, ground) for time in TIMES for ground in GROUNDS}
-    for words in found:
+    assert len(SCENES) == len(set(SCENES))
+    assert {words[:2] for words in SCENES} == {(time, ground) for time in TIMES for ground in GROUNDS}
+    for words in SCENES:
         assert ("star" in words or "moon" in words) <= ("night" in words)
         assert not {"sun", "fog"} & set(words) or "night" not in words
         assert "autumn" not in words or words[1] in ("hill", "lake", "forest")
@@ -33,8 +32,8 @@ def test_scenes_are_all_times_and_grounds_each_once():
 
 def test_every_scene_is_a_picture():
     torch.manual_seed(0)
-    pictures = draw(scenes())
-    assert pictures.shape == (len(scenes()), 3, 64, 64)
+    pictures = draw(SCENES)
+    assert pictures.shape == (len(SCENES), 3, 64, 64)
     assert pictures.isfinite().all()
     assert pictures.abs().max() <= 1
     assert pictures.std(dim=(1, 2, 3)).min() > 0.02

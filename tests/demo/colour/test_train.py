@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from dode_nodes.demo.colour import emoji, train
-from dode_nodes.demo.colour.landscapes import draw, scenes
+from dode_nodes.demo.colour.landscapes import SCENES, draw
 from dode_nodes.demo.colour.models import load_autoencoder, load_colour_model
 
 
@@ -34,7 +34,7 @@ def test_the_networks_are_trained_one_after_another_and_load(tmp_path, arguments
         assert metadata["command"] == f"python -m dode_nodes.demo.colour.train {name} --seed 0 --steps 2"
         assert metadata["dataset"] == train._DATASET[name]
         assert kinds == {torch.float16}
-    assert json.loads(metadata["pictures"]) == [" ".join(words) for words in scenes()]
+    assert json.loads(metadata["pictures"]) == [" ".join(words) for words in SCENES]
 
     flow = load_colour_model("flow", folder=tmp_path)
     latents = flow.denoiser(3.0)(flow.noise([0]), torch.ones(1), labels=flow.labels(["night sea"]))
@@ -47,7 +47,7 @@ def test_latents_are_normalised_over_the_pictures(tmp_path, arguments):
     train.main(["autoencoder", *arguments])
     autoencoder = load_autoencoder(tmp_path)
     torch.manual_seed(0)
-    latents = autoencoder.encode(draw(scenes()[::4]))
+    latents = autoencoder.encode(draw(SCENES[::4]))
     torch.testing.assert_close(latents.mean(dim=(0, 2, 3)), torch.zeros(4), atol=0.3, rtol=0)
     torch.testing.assert_close(latents.std(dim=(0, 2, 3)), torch.ones(4), atol=0.3, rtol=0)
 

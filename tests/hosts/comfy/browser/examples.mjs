@@ -27,6 +27,12 @@ const prompt = (at, title, text, height = 140) => ({
   size: [340, height],
   widgets: { text },
 });
+// The model of landscapes and its prompts, below a note.
+const landscapes = (text) => ({
+  demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
+  prompt: prompt([0, 500], "Prompt", text, 100),
+  negative: prompt([0, 660], "Negative prompt", "", 100),
+});
 const decode = (at, width = 270) => ({ type: "VAEDecode", at, size: [width, 46] });
 // Pictures of the demo models are small, and a preview does not enlarge.
 const enlarge = (at, width = 270, scale_by = 4) => ({
@@ -56,9 +62,7 @@ Nothing to download: a small model that draws what you write comes with the pack
 
 When you press Run again, Distill λ keeps its result until you change one of its inputs.`,
     ),
-    demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
-    prompt: prompt([0, 500], "Prompt", "sunset over a lake, clouds", 100),
-    negative: prompt([0, 660], "Negative prompt", "", 100),
+    ...landscapes("sunset over a lake, clouds"),
     latent: emptyLatent([0, 820], 128, 1),
     distil: {
       type: "DODE_DistillLambdas",
@@ -319,9 +323,7 @@ A few D-ODE steps end where many steps end. So look at many noises cheaply, and 
 
 Both samplers need the same **seed**. **Latent From Batch** keeps the noise's place in the batch.`,
     ),
-    demo: { type: "DODE_DemoPictures", at: [0, 370], size: [340, 66] },
-    prompt: prompt([0, 500], "Prompt", "sunset, mountains, clouds", 100),
-    negative: prompt([0, 660], "Negative prompt", "", 100),
+    ...landscapes("sunset, mountains, clouds"),
     table: { ...load([0, 820], "demo_pictures.safetensors"), size: [340, 180] },
     empty: emptyLatent([430, 0], 128, 8),
     few: dodeKSampler([430, 190], { ...fixed(11), steps: 4, cfg: CFG }),
